@@ -1,0 +1,1 @@
+"""nfpkd: nftables rules from JSON files, opened by single packet authorization."""

@@ -1,0 +1,168 @@
+"""Reading rule files from a directory, as carefully as ssh reads its keys."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from nfpkd.errors import Problem, RulesError
+from nfpkd.rules.build import PlacedRule, build_rules, find_conflicts
+from nfpkd.rules.model import Rule
+from nfpkd.rules.positions import Document
+
+# 100,000 rules with long descriptions fit; a file that was meant for something else does not.
+MAX_FILE_SIZE = 64 * 1024 * 1024
+
+
+class Loaded(NamedTuple):
+    """All rules below a directory, in the order of their files, and warnings, which stop nothing."""
+
+    rules: tuple[Rule, ...]
+    warnings: tuple[Problem, ...]
+    files: int
+
+
+class FileStamp(NamedTuple):
+    """What changes when a file is written or replaced; compares without reading it."""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+
+def load_rules(directory: Path, *, strict_modes: bool = True) -> Loaded:
+    """Return the rules of every ``*.json`` below *directory*; raises RulesError listing all that is wrong.
+
+    With *strict_modes*, files and directories that others could read or
+    change are refused: the files hold keys, and rules decide who gets in.
+    """
+    problems: list[Problem] = []
+    placed: list[PlacedRule] = []
+    warnings: list[Problem] = []
+    paths = find_rule_files(directory, problems, strict_modes=strict_modes)
+    for path in paths:
+        try:
+            built = build_rules(Document(str(path), _read_text(path, strict_modes=strict_modes)))
+        except RulesError as error:
+            problems.extend(error.problems)
+            continue
+        placed.extend(built.rules)
+        warnings.extend(built.warnings)
+    if not problems:
+        problems.extend(find_conflicts(placed))
+    if problems:
+        raise RulesError(problems)
+    return Loaded(tuple(p.rule for p in placed), tuple(warnings), len(paths))
+
+
+def stamp_files(directory: Path) -> frozenset[FileStamp]:
+    """Return the stamps of the rule files below *directory*; what cannot be looked at is left out."""
+    return frozenset(filter(None, map(_stamp, find_rule_files(directory, [], strict_modes=False))))
+
+
+def _stamp(path: Path) -> FileStamp | None:
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return FileStamp(str(path), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
+def find_rule_files(directory: Path, problems: list[Problem], *, strict_modes: bool) -> list[Path]:
+    """Return the rule files below *directory*, sorted by path; add what is wrong on the way to *problems*.
+
+    Links are followed, because configuration management deploys by them; a
+    directory that was already visited is not entered again.
+    """
+    visited: set[tuple[int, int]] = set()
+
+    def visit(folder: Path) -> Iterator[Path]:
+        try:
+            info = folder.stat()
+            if (info.st_dev, info.st_ino) in visited:
+                return
+            visited.add((info.st_dev, info.st_ino))
+            with os.scandir(folder) as entries:
+                names = sorted(entry.name for entry in entries)
+        except OSError as error:
+            problems.append(_os_problem(folder, error))
+            return
+        if strict_modes:
+            problems.extend(_find_loose_modes(folder, info))
+        for name in names:
+            path = folder / name
+            if name.startswith("."):
+                continue
+            if path.is_dir():
+                if name.endswith(".json"):
+                    problems.append(Problem(str(path), 0, 0, "is a directory, but named like a rule file"))
+                else:
+                    yield from visit(path)
+            elif name.endswith(".json"):
+                yield path
+
+    return sorted(visit(directory))
+
+
+def _read_text(path: Path, *, strict_modes: bool) -> str:
+    """Return the text of one rule file; raises RulesError."""
+
+    def refuse(message: str) -> RulesError:
+        return RulesError([Problem(str(path), 0, 0, message)])
+
+    try:
+        # Opening a FIFO would wait for a writer; O_NONBLOCK makes that an ordinary answer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        with os.fdopen(descriptor, "rb") as file:
+            info = os.fstat(descriptor)
+            if not stat.S_ISREG(info.st_mode):
+                raise refuse("is not a regular file")
+            loose = list(_find_loose_modes(path, info)) if strict_modes else []
+            if loose:
+                raise RulesError(loose)
+            if info.st_size > MAX_FILE_SIZE:
+                raise refuse(f"is larger than {MAX_FILE_SIZE >> 20} MiB")
+            data = file.read(MAX_FILE_SIZE + 1)
+    except OSError as error:
+        raise RulesError([_os_problem(path, error)]) from None
+    if len(data) > MAX_FILE_SIZE:
+        raise refuse(f"is larger than {MAX_FILE_SIZE >> 20} MiB")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        raise RulesError([Problem(str(path), line, column, "is not UTF-8 text")]) from None
+
+
+def _os_problem(path: Path, error: OSError) -> Problem:
+    reason = (error.strerror or str(error)).lower()
+    remedy = ': create it, or say where the rules are with "--actions"' if isinstance(error, FileNotFoundError) else ""
+    return Problem(str(path), 0, 0, f"{reason}{remedy}")
+
+
+def _find_loose_modes(path: Path, info: os.stat_result) -> Iterator[Problem]:
+    """Yield what would let others read a key or change a rule.
+
+    A group may read only if it is the one that nfpkd itself runs with, as in
+    ``root:nfpkd 0640``.
+    """
+    if info.st_uid not in (0, os.geteuid()):
+        message = f'belongs to user {info.st_uid}, who could change it: run "chown root {path}"'
+        yield Problem(str(path), 0, 0, message)
+    if stat.S_ISDIR(info.st_mode):
+        if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            yield Problem(str(path), 0, 0, f'others can add rules here: run "chmod go-w {path}"')
+        return
+    forbidden = stat.S_IRWXO | stat.S_IWGRP
+    if info.st_gid not in (0, os.getegid()):
+        forbidden |= stat.S_IRGRP
+    if info.st_mode & forbidden:
+        can = "change" if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"
+        yield Problem(str(path), 0, 0, f'others can {can} this file with its keys: run "chmod 600 {path}"')
