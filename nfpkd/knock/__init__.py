@@ -1,0 +1,1 @@
+"""What travels: the knock's bytes and the client that sends them."""
