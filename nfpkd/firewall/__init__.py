@@ -1,0 +1,1 @@
+"""What the kernel enforces: nft's vocabulary, rules as a transaction, and the seam to libnftables."""

@@ -1,0 +1,157 @@
+"""The queue statement for kernels without nft_queue, by a raw netlink message.
+
+Some cloud and microVM kernels lack nft_queue but have nft_compat, through
+which a rule of ours can carry the xtables target NFQUEUE.  libnftables cannot
+write such a rule, so this module does.
+
+Message formats: linux/netfilter/nfnetlink.h, nf_tables.h, nf_tables_compat.h and
+xt_NFQUEUE.h.  Numbers are in network byte order, the target's own data in the
+machine's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+_NLMSG = struct.Struct("=IHHII")
+_NFGENMSG = struct.Struct("=BBH")
+_ATTRIBUTE = struct.Struct("=HH")
+
+_NETLINK_NETFILTER = 12
+_NLM_F_REQUEST = 0x001
+_NLM_F_ACK = 0x004
+_NLM_F_CREATE = 0x400
+_NLM_F_APPEND = 0x800
+_NLMSG_ERROR = 2
+_NFNL_MSG_BATCH_BEGIN = 16
+_NFNL_MSG_BATCH_END = 17
+_NFNL_SUBSYS_NFTABLES = 10
+_NFPROTO_INET = 1
+_NFT_MSG_NEWTABLE = 0
+_NFT_MSG_NEWCHAIN = 3
+_NFT_MSG_NEWRULE = 6
+
+_NFTA_TABLE_NAME = 1
+_NFTA_CHAIN_TABLE = 1
+_NFTA_CHAIN_NAME = 3
+_NFTA_RULE_TABLE = 1
+_NFTA_RULE_CHAIN = 2
+_NFTA_RULE_EXPRESSIONS = 4
+_NFTA_RULE_USERDATA = 7
+_NFTA_LIST_ELEM = 1
+_NFTA_EXPR_NAME = 1
+_NFTA_EXPR_DATA = 2
+_NFTA_TARGET_NAME = 1
+_NFTA_TARGET_REV = 2
+_NFTA_TARGET_INFO = 3
+_NLA_F_NESTED = 0x8000
+_NFTNL_UDATA_RULE_COMMENT = 0
+
+# struct xt_NFQ_info_v3: queue number, how many queues, flags; padded to 8 bytes.
+_NFQUEUE_REVISION = 3
+_NFQUEUE_INFO = struct.Struct("=HHHxx")
+_NFQ_FLAG_BYPASS = 0x01
+
+_ANSWER_SIZE = 65536
+
+
+class CompatQueue:
+    """Adds queue rules as xtables targets; bound to the network namespace it was made in."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        self._socket.bind((0, 0))
+        # The kernel answers while the message is sent; this only bounds a surprise.
+        self._socket.settimeout(5)
+        self._sequence = 0
+
+    def is_supported(self) -> bool:
+        """Ask the kernel, by a batch without an end, which it checks and then forgets."""
+        table, chain = f"nfpkd-probe-{os.getpid()}", "probe"
+        messages = [
+            self._message(_NFT_MSG_NEWTABLE, _attribute(_NFTA_TABLE_NAME, _text(table))),
+            self._message(
+                _NFT_MSG_NEWCHAIN,
+                _attribute(_NFTA_CHAIN_TABLE, _text(table)) + _attribute(_NFTA_CHAIN_NAME, _text(chain)),
+            ),
+            self._message(_NFT_MSG_NEWRULE, _queue_rule(table, chain, 0, "")),
+        ]
+        try:
+            self._send(messages, commit=False)
+        except OSError:
+            return False
+        return True
+
+    def add_rule(self, table: str, chain: str, number: int, comment: str) -> None:
+        """Append ``queue num NUMBER bypass`` to *chain* of an inet table; raises OSError as the kernel refuses."""
+        self._send([self._message(_NFT_MSG_NEWRULE, _queue_rule(table, chain, number, comment))], commit=True)
+
+    def _message(self, kind: int, attributes: bytes) -> bytes:
+        flags = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_APPEND
+        return self._header((_NFNL_SUBSYS_NFTABLES << 8) | kind, flags, _NFPROTO_INET, 0, attributes)
+
+    def _header(self, kind: int, flags: int, family: int, resource: int, body: bytes) -> bytes:
+        self._sequence += 1
+        content = _NFGENMSG.pack(family, 0, socket.htons(resource)) + body
+        return _NLMSG.pack(_NLMSG.size + len(content), kind, flags, self._sequence, 0) + content
+
+    def _send(self, messages: list[bytes], *, commit: bool) -> None:
+        """Send one batch and wait for the answer to each message; raises OSError for the first refusal."""
+        batch = self._header(_NFNL_MSG_BATCH_BEGIN, _NLM_F_REQUEST, 0, _NFNL_SUBSYS_NFTABLES, b"")
+        batch += b"".join(messages)
+        if commit:
+            batch += self._header(_NFNL_MSG_BATCH_END, _NLM_F_REQUEST, 0, _NFNL_SUBSYS_NFTABLES, b"")
+        self._socket.send(batch)
+        answers = 0
+        while answers < len(messages):
+            for error in _read_errors(self._socket.recv(_ANSWER_SIZE)):
+                answers += 1
+                if error:
+                    raise OSError(error, os.strerror(error))
+
+
+def _read_errors(answer: bytes) -> list[int]:
+    """Return the errno of each acknowledgement in *answer*, which the kernel wrote; 0 is success."""
+    errors = []
+    offset = 0
+    while offset + _NLMSG.size <= len(answer):
+        length, kind, *_ = _NLMSG.unpack_from(answer, offset)
+        if kind == _NLMSG_ERROR:
+            (negative,) = struct.unpack_from("=i", answer, offset + _NLMSG.size)
+            errors.append(-negative)
+        offset += max(_NLMSG.size, (length + 3) & ~3)
+    return errors or [errno.EPROTO]
+
+
+def _queue_rule(table: str, chain: str, number: int, comment: str) -> bytes:
+    target = (
+        _attribute(_NFTA_TARGET_NAME, _text("NFQUEUE"))
+        + _attribute(_NFTA_TARGET_REV, struct.pack(">I", _NFQUEUE_REVISION))
+        + _attribute(_NFTA_TARGET_INFO, _NFQUEUE_INFO.pack(number, 1, _NFQ_FLAG_BYPASS))
+    )
+    expression = _attribute(_NFTA_EXPR_NAME, _text("target")) + _nested(_NFTA_EXPR_DATA, target)
+    rule = (
+        _attribute(_NFTA_RULE_TABLE, _text(table))
+        + _attribute(_NFTA_RULE_CHAIN, _text(chain))
+        + _nested(_NFTA_RULE_EXPRESSIONS, _nested(_NFTA_LIST_ELEM, expression))
+    )
+    if comment:
+        value = _text(comment)
+        rule += _attribute(_NFTA_RULE_USERDATA, bytes((_NFTNL_UDATA_RULE_COMMENT, len(value))) + value)
+    return rule
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    length = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
+
+
+def _nested(kind: int, value: bytes) -> bytes:
+    return _attribute(kind | _NLA_F_NESTED, value)
+
+
+def _text(text: str) -> bytes:
+    return text.encode() + b"\0"

@@ -1,0 +1,66 @@
+"""The firewall as nfpkd's commands use it: plan, apply, grant, read, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from nfpkd.errors import KernelError
+from nfpkd.firewall.kernel import Kernel
+from nfpkd.firewall.layout import TABLE
+from nfpkd.firewall.nft import Transaction
+from nfpkd.firewall.ruleset import compile_ruleset, delete_table, renew_grants, transaction_to
+from nfpkd.firewall.state import Grant, Session, State, parse_state
+from nfpkd.rules.model import Rule
+
+# A plan is made from what the kernel held a moment ago.  If another tool changed
+# the table meanwhile, it is made again.
+_ATTEMPTS = 3
+
+
+class Firewall:
+    """nfpkd's table in one kernel.  It keeps no copy of it: what is true is asked of the kernel."""
+
+    def __init__(self, kernel: Kernel, list_sessions: Callable[[], Iterable[Session]]) -> None:
+        self._kernel = kernel
+        self._list_sessions = list_sessions
+
+    def read_state(self) -> State | None:
+        """Return what the kernel holds of ours, or None if there is no table; raises KernelError."""
+        listing = self._kernel.list(TABLE)
+        return None if listing is None else parse_state(listing)
+
+    def plan(self, rules: Iterable[Rule], queue: int) -> Transaction:
+        """Return the transaction that `apply` would send now, checked by the kernel; raises KernelError."""
+        transaction = self._plan(rules, queue)
+        self._kernel.check(transaction)
+        return transaction
+
+    def apply(self, rules: Sequence[Rule], queue: int) -> Transaction:
+        """Make the kernel hold *rules* and return what was sent, empty if nothing had to be; raises KernelError."""
+        for attempt in range(_ATTEMPTS):
+            transaction = self._plan(rules, queue)
+            if not transaction:
+                return transaction
+            try:
+                self._kernel.apply(transaction)
+            except KernelError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                return transaction
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def grant(self, grants: Sequence[Grant]) -> None:
+        """Open what *grants* say, from now for their whole timeout, in one transaction; raises KernelError."""
+        if grants:
+            self._kernel.apply(renew_grants(grants))
+
+    def teardown(self) -> bool:
+        """Remove the table; return False if there was none; raises KernelError."""
+        existed = self._kernel.list(TABLE) is not None
+        if existed:
+            self._kernel.apply(delete_table())
+        return existed
+
+    def _plan(self, rules: Iterable[Rule], queue: int) -> Transaction:
+        return transaction_to(compile_ruleset(rules, queue), self.read_state(), self._list_sessions())

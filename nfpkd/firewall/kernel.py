@@ -1,0 +1,154 @@
+"""The seam to the kernel, in three verbs; alone imports nftables."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from nfpkd.errors import KernelError
+from nfpkd.firewall import nft
+from nfpkd.firewall.compat import CompatQueue
+from nfpkd.firewall.nft import Json, Table, Transaction
+
+_PRIVILEGE_REMEDY = "nfpkd needs CAP_NET_ADMIN: run it with sudo"
+_QUEUE_REMEDY = (
+    "load or install the module nft_queue, or nft_compat and xt_NFQUEUE "
+    "(on Debian they are in linux-image-amd64, not in the cloud kernel)"
+)
+_CAP_NET_ADMIN = 12
+
+
+# Spelled out here because the verb `list` hides the type inside the classes below.
+Listing = list[Json]
+
+
+class Kernel(Protocol):
+    """What nfpkd asks of nf_tables.  Every verb raises KernelError for a refusal."""
+
+    def check(self, transaction: Transaction) -> None:
+        """Have the kernel check *transaction* without doing it."""
+        ...
+
+    def apply(self, transaction: Transaction) -> None:
+        """Do all of *transaction*, or nothing."""
+        ...
+
+    def list(self, table: Table) -> Listing | None:
+        """Return the objects of *table* as nft lists them, or None if there is no such table."""
+        ...
+
+
+class NftablesKernel:
+    """The real kernel, through libnftables; bound to the network namespace it was made in.
+
+    Where the kernel has no queue statement, queue rules are left out of
+    transactions and added right behind them through nft_compat: for that
+    instant knocks go unheard, and no gate is open.
+    """
+
+    def __init__(self) -> None:
+        """Open libnftables; raises KernelError if it is not installed."""
+        try:
+            import nftables
+        except ImportError:
+            raise KernelError(
+                "Python's nftables module is missing",
+                "install python3-nftables from the distribution, and make virtual environments with "
+                '"/usr/bin/python3 -m venv --system-site-packages"',
+            ) from None
+        try:
+            self._nft: Any = nftables.Nftables()
+        except OSError as error:
+            raise KernelError(f"libnftables cannot be loaded: {error}", "install libnftables1") from None
+        self._nft.set_json_output(True)
+        # Names of protocols come from /etc/protocols, which a small host need not have.
+        self._nft.set_numeric_proto_output(True)
+        # One context used by two threads at once crashes.
+        self._lock = threading.RLock()
+        self._compat = CompatQueue()
+
+    def check(self, transaction: Transaction) -> None:
+        with self._lock:
+            commands, _ = self._split_queue_rules(transaction)
+            self._check(commands)
+
+    def apply(self, transaction: Transaction) -> None:
+        with self._lock:
+            commands, queue_rules = self._split_queue_rules(transaction)
+            self._run(commands)
+            for rule in queue_rules:
+                number = rule["expr"][0]["queue"]["num"]
+                try:
+                    self._compat.add_rule(rule["table"], rule["chain"], number, rule.get("comment", ""))
+                except OSError as error:
+                    raise KernelError(f"the kernel refused the queue rule: {error.strerror}", _QUEUE_REMEDY) from None
+
+    def list(self, table: Table) -> Listing | None:
+        with self._lock:
+            tables = self._ask({"list": {"tables": None}})
+            if not any(entry.get("table", {}).items() >= table._asdict().items() for entry in tables):
+                return None
+            return self._ask(nft.list_table(table))
+
+    @functools.cached_property
+    def has_queue_statement(self) -> bool:
+        """Whether the kernel takes ``queue num N bypass`` itself; asked once, without changing anything."""
+        probe = Table("inet", "nfpkd-probe")
+        chain = nft.Chain(probe, "probe")
+        made = (nft.add_table(probe), nft.add(chain))
+        self._check(made)
+        try:
+            self._check((*made, nft.add(nft.Rule(probe, chain.name, (nft.queue_bypass(0),)))))
+        except KernelError:
+            if not self._compat.is_supported():
+                raise KernelError("this kernel cannot queue packets", _QUEUE_REMEDY) from None
+            return False
+        return True
+
+    def _split_queue_rules(self, transaction: Transaction) -> tuple[tuple[Json, ...], Listing]:
+        queue_rules = [c["add"]["rule"] for c in transaction.commands if _is_queue_rule(c)]
+        if not queue_rules or self.has_queue_statement:
+            return transaction.commands, []
+        return tuple(c for c in transaction.commands if not _is_queue_rule(c)), queue_rules
+
+    def _check(self, commands: Iterable[Json]) -> None:
+        self._nft.set_dry_run(True)
+        try:
+            self._run(commands)
+        finally:
+            self._nft.set_dry_run(False)
+
+    def _ask(self, command: Json) -> Listing:
+        answer: Listing = json.loads(self._run([command]))["nftables"]
+        return answer
+
+    def _run(self, commands: Iterable[Json]) -> str:
+        code, output, error = self._nft.cmd(json.dumps({"nftables": list(commands)}))
+        if code != 0:
+            raise _refusal(error)
+        return str(output)
+
+
+def _is_queue_rule(command: Json) -> bool:
+    rule = command.get("add", {}).get("rule")
+    return rule is not None and any("queue" in statement for statement in rule["expr"])
+
+
+def _refusal(error: str) -> KernelError:
+    if not has_net_admin():
+        return KernelError("no privilege to change the firewall", _PRIVILEGE_REMEDY)
+    first = next((line for line in error.splitlines() if line.strip()), "no reason given")
+    reason = re.sub(r"^internal:\S+ (Error: )?", "", first)
+    return KernelError(f"the kernel refused the ruleset: {reason}")
+
+
+def has_net_admin() -> bool:
+    """Whether this process may change the firewall of its network namespace."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> _CAP_NET_ADMIN & 1)
