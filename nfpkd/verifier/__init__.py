@@ -1,0 +1,1 @@
+"""What judges: from a queued packet's bytes to a decision."""
