@@ -1,0 +1,40 @@
+"""One verifier for each network namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+
+from nfpkd.errors import KernelError
+
+# An abstract Unix socket belongs to the network namespace, as the table does,
+# and goes with its process, however that ends.
+_NAME = "\0nfpkd"
+_UCRED = struct.Struct("=iII")
+
+
+class InstanceLock:
+    """Held by `nfpkd run`: a second one would fight the first over the table."""
+
+    def __init__(self) -> None:
+        """Take the lock; raises KernelError, naming the process that holds it."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.bind(_NAME)
+        except OSError:
+            self._socket.close()
+            raise KernelError(f"nfpkd is already running here{_describe_holder()}", "stop that one first") from None
+        self._socket.listen(1)
+
+    def release(self) -> None:
+        self._socket.close()
+
+
+def _describe_holder() -> str:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(1)
+        sock.connect(_NAME)
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        return f" (process {_UCRED.unpack(credentials)[0]})"
+    return ""
