@@ -247,7 +247,16 @@ def knock(
 
 
 @main.command()
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    envvar="NFPKD_FORMAT",
+    show_default=True,
+    show_envvar=True,
+    help="For people, or for programs.",
+)
 def status(form: str) -> None:
     """Show what is guarded, who is let in and for how long, and the counters, as the kernel has them."""
     from nfpkd.status import render_json, render_text

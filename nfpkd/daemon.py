@@ -73,7 +73,7 @@ class Verifier:
         except PacketError:
             self.commit()
             return True
-        judgements = self._judge.judge(datagram, time.time(), time.monotonic())
+        judgements = self._judge.judge(datagram, int(time.time()), time.monotonic())
         if not judgements:
             self.commit()
             _log_mismatch(datagram)
@@ -264,7 +264,7 @@ def _log_refusal(source: str, judgement: Judgement) -> None:
     reasons = {
         Outcome.REPLAYED: "this knock was seen before",
         Outcome.MEMORY_FULL: "too many live knocks to remember; a knock that cannot be remembered is refused",
-        Outcome.CLOCK_OFF: f"the client's clock is off by {judgement.clock_offset:+.0f} s",
+        Outcome.CLOCK_OFF: f"the client's clock is off by {judgement.clock_offset:+d} s",
         Outcome.RATE_LIMITED: "rate-limited",
     }
     log_event(

@@ -9,18 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-import selectors
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 from nfpkd.demo.namespaces import Namespace, connect
+from nfpkd.demo.process import NFPKD, PATIENCE_SECONDS, Followed
 from nfpkd.knock.wire import RANDOM_LENGTH, encode_knock
 from nfpkd.rules.model import parse_key, parse_tag
 
@@ -29,9 +26,8 @@ PORT = 2222
 OTHER_PORT = 8080
 WINDOW = 3
 TAG = "DEMO"
-# How long a refused connection is waited for, and how long anything else may take.
+# How long a refused connection is waited for.
 SILENCE_SECONDS = 0.4
-PATIENCE_SECONDS = 10.0
 
 Say = Callable[[str], object]
 
@@ -53,7 +49,7 @@ def tell(say: Say) -> bool:
         story = _Story(say, server, client, Path(folder))
         try:
             story.tell()
-        except _StoryError as error:
+        except (_StoryError, TimeoutError) as error:
             say(f"   NOT AS IT SHOULD BE: {error}")
             return False
     return True
@@ -92,8 +88,12 @@ class _Story:
         )
         self._send(knock)
         opened = time.monotonic()
-        connection = self._expect(PORT, opens=True)
+        connection = self._connect(PORT)
+        took = (time.monotonic() - opened) * 1000
+        if connection is None:
+            raise _StoryError(f"port {PORT}: no answer for {took:.0f} ms")
         with connection:
+            self._say(f"   ok: port {PORT}: connected {took:.1f} ms after the knock")
             run.wait_for("knock accepted")
             self._headline("An eavesdropper sends the same knock again")
             self._send(knock)
@@ -119,16 +119,16 @@ class _Story:
         if not as_it_should_be:
             raise _StoryError(text)
 
-    def _expect(self, port: int, *, opens: bool) -> socket.socket:
-        """Try to connect to *port* and say what happened; return the connection, or a closed socket."""
+    def _expect(self, port: int, *, opens: bool) -> None:
+        """Try to connect to *port* and say what happened."""
         started = time.monotonic()
         connection = self._connect(port)
         took = (time.monotonic() - started) * 1000
         if connection is None:
             self._observe(f"port {port}: no answer for {took:.0f} ms", not opens)
-            return socket.socket()
-        self._observe(f"port {port}: connected in {took:.1f} ms", opens)
-        return connection
+        else:
+            connection.close()
+            self._observe(f"port {port}: connected in {took:.1f} ms", opens)
 
     def _connect(self, port: int) -> socket.socket | None:
         with self._client.entered():
@@ -169,12 +169,9 @@ class _Story:
     def _serving(self, port: int) -> Iterator[None]:
         """Answer connections to *port* with what they say."""
         echo = [sys.executable, "-c", _ECHO_SERVER, SERVER, str(port)]
-        with self._server.start(echo, stdout=subprocess.PIPE) as process:
-            try:
-                _read_line(process.stdout, PATIENCE_SECONDS)
-                yield
-            finally:
-                process.kill()
+        with Followed(self._server, echo) as process:
+            process.wait_for("listening")
+            yield
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[_Run]:
@@ -192,51 +189,30 @@ class _Run:
         self._say = say
         self._server = server
         self._actions = actions
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Followed | None = None
 
     def start(self) -> None:
-        # -P: the installed nfpkd, not one that happens to lie in the current directory.
-        command = [sys.executable, "-P", "-m", "nfpkd", "run", "--actions", str(self._actions)]
-        self._process = self._server.start(command, stderr=subprocess.PIPE)
+        self._process = Followed(self._server, [*NFPKD, "run", "--actions", str(self._actions)])
         self.wait_for("guarding")
 
     def wait_for(self, text: str) -> None:
         """Repeat the log up to the first line with *text*."""
-        process = self._process
-        if process is None:
+        if self._process is None:
             raise _StoryError("nfpkd is not running")
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            line = _read_line(process.stderr, deadline - time.monotonic())
-            if line:
-                self._say(f"   log: {line}")
-            else:
-                raise _StoryError(f'the log did not say "{text}"')
-            if text in line:
-                return
+        self._repeat(self._process.wait_for(text))
 
     def stop(self) -> None:
         """End it as an init system would; harmless when it has ended."""
         process, self._process = self._process, None
         if process is None:
             return
-        process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=PATIENCE_SECONDS)
-        for line in rest.splitlines():
+        self._repeat(process.stop())
+        if process.wait():
+            raise _StoryError(f"nfpkd ended with exit code {process.wait()}")
+
+    def _repeat(self, lines: list[str]) -> None:
+        for line in lines:
             self._say(f"   log: {line}")
-        if process.returncode:
-            raise _StoryError(f"nfpkd ended with exit code {process.returncode}")
-
-
-def _read_line(stream: IO[str] | None, patience: float) -> str:
-    """Return the next line of *stream*, or nothing if it does not come within *patience* seconds."""
-    if stream is None:
-        return ""
-    with selectors.DefaultSelector() as selector:
-        selector.register(stream, selectors.EVENT_READ)
-        if not selector.select(max(0.0, patience)):
-            return ""
-    return stream.readline().rstrip("\n")
 
 
 _ECHO_SERVER = """

@@ -59,13 +59,9 @@ _ANSWER_SIZE = 65536
 
 
 class CompatQueue:
-    """Adds queue rules as xtables targets; bound to the network namespace it was made in."""
+    """Adds queue rules as xtables targets, in the network namespace of the calling thread."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-        self._socket.bind((0, 0))
-        # The kernel answers while the message is sent; this only bounds a surprise.
-        self._socket.settimeout(5)
         self._sequence = 0
 
     def is_supported(self) -> bool:
@@ -104,13 +100,17 @@ class CompatQueue:
         batch += b"".join(messages)
         if commit:
             batch += self._header(_NFNL_MSG_BATCH_END, _NLM_F_REQUEST, 0, _NFNL_SUBSYS_NFTABLES, b"")
-        self._socket.send(batch)
-        answers = 0
-        while answers < len(messages):
-            for error in _read_errors(self._socket.recv(_ANSWER_SIZE)):
-                answers += 1
-                if error:
-                    raise OSError(error, os.strerror(error))
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        with socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER) as sock:
+            # The kernel answers while the batch is sent; this only bounds a surprise.
+            sock.settimeout(5)
+            sock.send(batch)
+            answers = 0
+            while answers < len(messages):
+                for error in _read_errors(sock.recv(_ANSWER_SIZE)):
+                    answers += 1
+                    if error:
+                        raise OSError(error, os.strerror(error))
 
 
 def _read_errors(answer: bytes) -> list[int]:

@@ -44,7 +44,7 @@ class Kernel(Protocol):
 
 
 class NftablesKernel:
-    """The real kernel, through libnftables; bound to the network namespace it was made in.
+    """The real kernel, through libnftables; made and used in one network namespace.
 
     Where the kernel has no queue statement, queue rules are left out of
     transactions and added right behind them through nft_compat: for that

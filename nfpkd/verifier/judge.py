@@ -1,8 +1,8 @@
 """The decision: which rules, if any, a datagram opens.
 
-Pure: no I/O, no clock.  Two times come as arguments: *wall* (Unix seconds)
-for the clock that clients stamp knocks with, *now* (monotonic seconds) for
-intervals.
+Pure: no I/O, no clock.  Two times come as arguments: *wall* (whole Unix
+seconds, as clients stamp knocks with) and *now* (monotonic seconds, for
+intervals).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Judgement(NamedTuple):
 
     rule: Rule
     outcome: Outcome
-    clock_offset: float
+    clock_offset: int
 
 
 class _Candidate(NamedTuple):
@@ -80,7 +80,7 @@ class Judge:
         self._skews = skews
         self._buckets = buckets
 
-    def judge(self, datagram: Datagram, wall: float, now: float) -> list[Judgement]:
+    def judge(self, datagram: Datagram, wall: int, now: float) -> list[Judgement]:
         """Return what each rule says whose key made this knock; nothing if it is not a knock.
 
         Nothing is said of which part was wrong: a datagram whose tag is known but
@@ -105,7 +105,7 @@ class Judge:
         return ()
 
     def _judge_authentic(
-        self, key: bytes, rules: tuple[Rule, ...], digest: bytes, time: int, wall: float, now: float
+        self, key: bytes, rules: tuple[Rule, ...], digest: bytes, time: int, wall: int, now: float
     ) -> list[Judgement]:
         # Remembered before anything else is asked: a knock refused for its
         # rate must not be good a minute later.
@@ -114,7 +114,7 @@ class Judge:
         offset = time - wall
         return [Judgement(rule, self._outcome(rule, freshness, offset, now), offset) for rule in rules]
 
-    def _outcome(self, rule: Rule, freshness: Freshness, offset: float, now: float) -> Outcome:
+    def _outcome(self, rule: Rule, freshness: Freshness, offset: int, now: float) -> Outcome:
         if freshness is Freshness.SEEN:
             return Outcome.REPLAYED
         if freshness is Freshness.FULL:

@@ -1,0 +1,113 @@
+"""The other commands, on a real kernel."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from support.network import CLIENT4, SERVER4, Actions, Network, knock, listen_tcp, outcome, rule, running
+
+PORT = 2222
+
+
+@pytest.fixture
+def apply(actions: Actions) -> list[str]:
+    actions.write("door.json", rule("door", PORT, description="the way in"))
+    return ["apply", "--actions", str(actions.path)]
+
+
+@pytest.mark.guest
+def test_apply_guards_and_says_that_nobody_listens(network: Network, apply: list[str]) -> None:
+    with listen_tcp(network.server, PORT):
+        done = network.nfpkd(*apply)
+        assert done.returncode == 0
+        assert done.stdout.startswith("guarding: 1 rule from ")
+        assert "no verifier listens on queue 0" in done.stderr
+        assert outcome(network.client, SERVER4, PORT) == "silence"
+
+
+def test_apply_twice_changes_nothing_and_keeps_grants(network: Network, actions: Actions, apply: list[str]) -> None:
+    with running(network, actions) as run:
+        knock(network.client, SERVER4, source=CLIENT4)
+        run.wait_for("knock accepted")
+        done = network.nfpkd(*apply)
+        assert done.stdout == "nothing to change: 1 rule already in force\n"
+        assert done.stderr == ""
+        assert [grant.source for grant in network.state().grants] == [CLIENT4]
+
+
+def test_a_dry_run_prints_what_nft_takes_and_changes_nothing(network: Network, apply: list[str]) -> None:
+    done = network.nfpkd(*apply, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert network.nft("list", "ruleset") == ""
+    assert json.loads(done.stdout)["nftables"][0] == {"add": {"table": {"family": "inet", "name": "nfpkd"}}}
+    assert "checked by the kernel" in done.stderr
+
+
+@pytest.mark.guest
+def test_status_tells_what_the_kernel_holds(network: Network, actions: Actions, apply: list[str]) -> None:
+    assert "guards nothing" in network.nfpkd("status").stdout
+    assert json.loads(network.nfpkd("status", "--format", "json").stdout) is None
+    network.nfpkd(*apply)
+    assert "not running" in network.nfpkd("status").stdout
+    with running(network, actions) as run:
+        knock(network.client, SERVER4, source=CLIENT4)
+        run.wait_for("knock accepted")
+        text = network.nfpkd("status").stdout
+        assert "2222/tcp  drop  door: the way in" in text
+        assert f"{CLIENT4}  2222/tcp  door" in text
+        told = json.loads(network.nfpkd("status", "--format", "json").stdout)
+        assert told["queue_target"] in ("nft_queue", "nft_compat")
+        assert told["verifier"]["waiting"] == 0
+        assert told["counters"]["knocks"]["packets"] == 1
+        (grant,) = told["grants"]
+        assert (grant["source"], grant["port"], grant["rule"]) == (CLIENT4, PORT, "door")
+        assert 0 < grant["expires"] <= 60
+
+
+def test_teardown_is_harmless_when_there_is_nothing(network: Network, apply: list[str]) -> None:
+    assert network.nfpkd("teardown").stdout == "nothing to remove\n"
+    network.nfpkd(*apply)
+    assert network.nfpkd("teardown").stdout == "removed: the ports are no longer guarded\n"
+    assert network.nft("list", "ruleset") == ""
+
+
+@pytest.mark.usefixtures("apply")
+def test_a_queue_in_use_is_named(network: Network, actions: Actions) -> None:
+    with running(network, actions):
+        # As another program would hold it: the instance lock is not asked first.
+        code = (
+            "from nfpkd.verifier.queue import PacketQueue\n"
+            "from nfpkd.errors import KernelError\n"
+            "try: PacketQueue(0, lambda packet: True)\n"
+            "except KernelError as error: print(error)\n"
+        )
+        said = network.server.run(sys.executable, "-P", "-c", code)
+    assert said.startswith("queue 0 is used by another process")
+
+
+@pytest.mark.parametrize("command", ["status", "teardown", "apply", "run"])
+@pytest.mark.usefixtures("apply")
+def test_without_the_privilege_the_remedy_is_named(network: Network, actions: Actions, command: str) -> None:
+    words = [sys.executable, "-P", "-m", "nfpkd", command]
+    if command in ("apply", "run"):
+        words += ["--actions", str(actions.path)]
+    drop = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin", "--"]
+    with network.server.entered():
+        done = subprocess.run([*drop, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "nfpkd needs CAP_NET_ADMIN: run it with sudo" in done.stderr
+
+
+def test_a_table_of_another_make_is_replaced_and_its_grants_live_on(network: Network, actions: Actions) -> None:
+    actions.write("door.json", rule("door", PORT))
+    with listen_tcp(network.server, PORT), running(network, actions) as run:
+        knock(network.client, SERVER4, source=CLIENT4)
+        run.wait_for("knock accepted")
+        network.nft("flush", "chain", "inet", "nfpkd", "guard")
+        assert "will make it anew" in network.nfpkd("status").stdout
+        assert network.nfpkd("apply", "--actions", str(actions.path)).stdout.startswith("guarding")
+        assert outcome(network.client, SERVER4, PORT, "192.0.2.3") == "silence"
+        assert outcome(network.client, SERVER4, PORT, CLIENT4) == "open"

@@ -1,0 +1,218 @@
+"""The commands as far as they need no kernel; tests/netns has the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from nfpkd import cli
+from nfpkd.errors import KernelError
+from nfpkd.firewall import kernel
+from nfpkd.rules.model import parse_key
+
+
+@pytest.fixture
+def actions(tmp_path: Path) -> Path:
+    folder = tmp_path / "actions.d"
+    folder.mkdir()
+    return folder
+
+
+def write(folder: Path, *rules: dict[str, Any], name: str = "rules.json") -> None:
+    file = folder / name
+    file.touch(mode=0o600)
+    file.write_text(json.dumps(rules))
+
+
+def invoke(*arguments: str, **options: Any) -> Result:
+    return CliRunner().invoke(cli.main, [*map(str, arguments)], prog_name="nfpkd", **options)
+
+
+SSH = {"name": "ssh", "key": "secret words", "port": 22, "protocol": "tcp"}
+
+
+def test_check_prints_one_line_for_each_rule(actions: Path) -> None:
+    write(
+        actions, SSH, {"name": "vpn", "key": "k", "port": 51820, "tag": "0x01", "skew": -1, "old": True, "reset": True}
+    )
+    result = invoke("check", "--actions", str(actions))
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "ssh: 22/tcp opens for 60 s to tag PKD0, clock within 10 s; others get drop",
+        "vpn: 51820/any opens for 60 s to tag 0x01000000, clock ignored, old digest too; others get reset",
+    ]
+
+
+def test_check_reports_every_error_with_its_place(actions: Path) -> None:
+    write(actions, {"name": "a b", "key": "secret words", "port": 0})
+    write(actions, {"nmae": "ssh", "key": "secret words"}, name="zz.json")
+    result = invoke("check", "--actions", str(actions))
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith(f'nfpkd: {actions}/rules.json:1:11: "name" must be')
+    assert any('zz.json:1:3: "nmae" is not a field of a rule; did you mean "name"?' in line for line in lines)
+    assert len(lines) == 5
+    assert "secret" not in result.stderr
+
+
+def test_check_warns_and_passes(actions: Path) -> None:
+    write(actions, SSH | {"key": "0xabc"})
+    result = invoke("check", "--actions", str(actions))
+    assert result.exit_code == 0
+    assert "warning:" in result.stderr
+    assert "odd number of hex digits" in result.stderr
+
+
+def test_no_rules_is_said(actions: Path) -> None:
+    assert "nothing would be guarded" in invoke("check", "--actions", str(actions)).stderr
+
+
+def test_a_missing_directory_says_what_to_do(tmp_path: Path) -> None:
+    result = invoke("check", "--actions", str(tmp_path / "none"))
+    assert result.exit_code == 1
+    assert 'say where the rules are with "--actions"' in result.stderr
+
+
+def test_options_come_from_the_environment(actions: Path) -> None:
+    write(actions, SSH)
+    result = invoke("check", env={"NFPKD_ACTIONS": str(actions)})
+    assert result.exit_code == 0
+    assert "ssh: 22/tcp" in result.stdout
+
+
+def test_loose_modes_are_refused_unless_allowed(actions: Path) -> None:
+    write(actions, SSH)
+    (actions / "rules.json").chmod(0o644)
+    refused = invoke("check", "--actions", str(actions))
+    assert refused.exit_code == 1
+    assert 'run "chmod 600 ' in refused.stderr
+    assert invoke("check", "--actions", str(actions), "--no-strict-modes").exit_code == 0
+
+
+@pytest.fixture
+def target() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(5)
+        yield sock
+
+
+def knock_arguments(target: socket.socket) -> list[str]:
+    return ["knock", "127.0.0.1", "--port", str(target.getsockname()[1])]
+
+
+@pytest.mark.parametrize("way", ["option", "environment", "file", "standard input", "prompt"])
+def test_a_knock_takes_its_key_from_where_it_is_safe(target: socket.socket, tmp_path: Path, way: str) -> None:
+    arguments = knock_arguments(target)
+    options: dict[str, Any] = {}
+    if way == "option":
+        arguments += ["--key", "secret words"]
+    elif way == "environment":
+        options["env"] = {"NFPKD_KEY": "secret words"}
+    elif way == "file":
+        (tmp_path / "key").write_text("secret words\n")
+        arguments += ["--key-file", str(tmp_path / "key")]
+    elif way == "standard input":
+        arguments += ["--key-file", "-"]
+        options["input"] = "secret words\n"
+    else:
+        options["input"] = "secret words\n"
+    result = invoke(*arguments, **options)
+    assert result.exit_code == 0, result.output
+    assert "secret" not in result.output
+    payload = target.recv(2048)
+    port = target.getsockname()[1].to_bytes(2, "big")
+    assert payload[24:] == hashlib.sha256(port * 2 + payload[:24] + parse_key("secret words").reveal()).digest()
+    assert f"knock sent to 127.0.0.1 port {target.getsockname()[1]}/udp with tag PKD0" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["knock"], "Give the host once"),
+        (["knock", "a", "--host", "b"], "Give the host once"),
+        (["knock", "127.0.0.1", "--key", "k" * 41], "the key is 41 bytes long; at most 40 fit"),
+        (["knock", "127.0.0.1", "--key", ""], "the key is empty"),
+        (["knock", "127.0.0.1", "--key", "k", "--key-file", "-"], "contradict each other"),
+        (["knock", "127.0.0.1", "--key", "k", "--tag", "12345"], "is 5 bytes long; at most 4 fit"),
+        (["knock", "127.0.0.1", "--key", "0xzz"], "hex digits only"),
+        (["knock", "127.0.0.1", "--port", "0", "--key", "k"], "0 is not in the range"),
+        (["run", "-v", "-q"], "contradict each other"),
+        (["apply", "--queue", "65536"], "is not in the range"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], said: str) -> None:
+    result = invoke(*arguments, input="")
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_an_unknown_host_is_exit_code_3() -> None:
+    result = invoke("knock", "no such host", "--key", "k")
+    assert result.exit_code == 3
+    assert "cannot find the host 'no such host'" in result.stderr
+
+
+def test_a_key_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"\xff\xfe")
+    result = invoke("knock", "127.0.0.1", "--key-file", str(tmp_path / "key"))
+    assert result.exit_code == 2
+    assert "cannot be read as text" in result.stderr
+
+
+def test_odd_hex_is_warned_of(target: socket.socket) -> None:
+    result = invoke(*knock_arguments(target), "--key", "0xabc")
+    assert result.exit_code == 0
+    assert "odd number of hex digits" in result.stderr
+
+
+def test_a_kernel_that_refuses_is_exit_code_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise KernelError("refused\x1b[31m", "do that")
+
+    monkeypatch.setattr(cli, "_open_firewall", refuse)
+    result = invoke("status")
+    assert result.exit_code == 3
+    assert result.stderr == "nfpkd: refused\\x1b[31m: do that\n"
+
+
+def test_a_dry_run_without_the_privilege_is_checked_by_nfpkd_alone(
+    actions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "has_net_admin", lambda: False)
+    write(actions, SSH)
+    result = invoke("apply", "--dry-run", "--actions", str(actions))
+    assert result.exit_code == 0
+    assert "as if no guard were in place" in result.stderr
+    assert json.loads(result.stdout)["nftables"]
+
+
+def test_help_loads_next_to_nothing() -> None:
+    code = "import sys; from nfpkd.cli import main; main(['--help'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name for name in done.stdout.split("\n")[-2].split() if name.startswith("nfpkd")}
+    assert loaded == {"nfpkd", "nfpkd.cli", "nfpkd.errors"}
+    heavy = {"asyncio", "jsonschema", "nftables", "netfilterqueue", "watchdog"}
+    assert not heavy & set(done.stdout.split())
+
+
+def test_version() -> None:
+    assert invoke("--version").stdout.startswith("nfpkd, version ")
+
+
+@pytest.mark.parametrize("command", sorted(cli.main.commands))
+def test_every_option_is_explained(command: str) -> None:
+    assert cli.main.commands[command].help
+    for parameter in cli.main.commands[command].params:
+        record = parameter.to_info_dict()
+        assert record["param_type_name"] == "argument" or record.get("help")

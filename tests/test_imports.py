@@ -1,0 +1,109 @@
+"""The direction of imports, and who alone may import what."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nfpkd
+
+PACKAGE = Path(nfpkd.__file__).parent
+
+# From the bottom up: a module may import what stands in its own layer or below.
+LAYERS = [
+    {"errors"},
+    # Vocabulary: what things are.
+    {
+        "rules.model",
+        "rules.positions",
+        "firewall.nft",
+        "knock.wire",
+        "verifier.packet",
+        "verifier.replay",
+        "verifier.ratelimit",
+    },
+    # Policy: what follows from what.  Pure.
+    {"rules.build", "firewall.layout", "firewall.state", "firewall.ruleset", "verifier.judge"},
+    # Adapters: the kernel, files, sockets.
+    {
+        "logs",
+        "instance",
+        "rules.schema",
+        "rules.loader",
+        "rules.watch",
+        "firewall.compat",
+        "firewall.kernel",
+        "firewall.sessions",
+        "firewall.firewall",
+        "knock.client",
+        "verifier.listeners",
+        "verifier.queue",
+        "demo.namespaces",
+        "demo.process",
+        "status",
+    },
+    {"daemon", "demo.story"},
+    {"cli"},
+    {"__main__"},
+]
+# The schema is read by jsonschema, but what it says of a document is policy.
+EXCEPTIONS = {("rules.build", "rules.schema")}
+
+SOLE_IMPORTERS = {
+    "nftables": "firewall.kernel",
+    "netfilterqueue": "verifier.queue",
+    "watchdog": "rules.watch",
+    "jsonschema": "rules.schema",
+    "click": "cli",
+}
+
+# What has no business in a core that does no I/O and reads no clock.
+IMPURE = {"asyncio", "os", "pathlib", "random", "secrets", "socket", "subprocess", "threading", "time"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"}
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def level(module: str) -> int:
+    (found,) = [index for index, layer in enumerate(LAYERS) if module in layer]
+    return found
+
+
+def test_every_module_has_its_layer() -> None:
+    assert set().union(*LAYERS) == MODULES.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downwards(module: str) -> None:
+    ours = {name.removeprefix("nfpkd.") for name in imported(MODULES[module])} & MODULES.keys()
+    upwards = {other for other in ours if level(other) > level(module) and (module, other) not in EXCEPTIONS}
+    assert not upwards
+
+
+@pytest.mark.parametrize(("library", "owner"), SOLE_IMPORTERS.items())
+def test_each_library_has_one_importer(library: str, owner: str) -> None:
+    importers = {
+        module for module, path in MODULES.items() if library in {name.split(".")[0] for name in imported(path)}
+    }
+    assert importers == {owner}
+
+
+@pytest.mark.parametrize("module", sorted(LAYERS[1] | LAYERS[2]))
+def test_the_core_does_no_io_and_reads_no_clock(module: str) -> None:
+    assert not {name.split(".")[0] for name in imported(MODULES[module])} & IMPURE
