@@ -19,6 +19,7 @@ import struct
 _NLMSG = struct.Struct("=IHHII")
 _NFGENMSG = struct.Struct("=BBH")
 _ATTRIBUTE = struct.Struct("=HH")
+_ERRNO = struct.Struct("=i")
 
 _NETLINK_NETFILTER = 12
 _NLM_F_REQUEST = 0x001
@@ -119,8 +120,8 @@ def _read_errors(answer: bytes) -> list[int]:
     offset = 0
     while offset + _NLMSG.size <= len(answer):
         length, kind, *_ = _NLMSG.unpack_from(answer, offset)
-        if kind == _NLMSG_ERROR:
-            (negative,) = struct.unpack_from("=i", answer, offset + _NLMSG.size)
+        if kind == _NLMSG_ERROR and offset + _NLMSG.size + _ERRNO.size <= len(answer):
+            (negative,) = _ERRNO.unpack_from(answer, offset + _NLMSG.size)
             errors.append(-negative)
         offset += max(_NLMSG.size, (length + 3) & ~3)
     return errors or [errno.EPROTO]

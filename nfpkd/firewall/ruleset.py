@@ -73,7 +73,8 @@ def transaction_to(wanted: Ruleset, held: State | None, sessions: Iterable[Sessi
         (
             *_change_elements(layout.REJECTS, held.rejects, wanted.rejects, _reject_element),
             *_change_elements(layout.GATED, held.gated, wanted.gated, _gated_element),
-            *_add_sessions(_newly_guarded(wanted, held, sessions).items()),
+            *_delete_sessions([session for session, _ in held.sessions if session.service not in wanted.gated]),
+            *_add_sessions(_newly_guarded(wanted, held, sessions).items(), held.sessions),
             *_change_tags(held.tags, wanted.tags),
             *_change_queue(held.queue, wanted.queue),
             *delete_grants([grant for grant in held.grants if not wanted.keeps(grant)]).commands,
@@ -135,7 +136,10 @@ def _add_grants(grants: Iterable[Grant]) -> Iterator[Json]:
 
 def _by_set(grants: Iterable[Grant]) -> dict[str, list[Grant]]:
     by_set: dict[str, list[Grant]] = {}
-    for grant in grants:
+    # Several knocks of one wake-up may open the same door, by one rule or by two
+    # that share a port; the kernel refuses to delete an element twice.
+    longest = {(g.source, g.service): g for g in sorted(grants, key=lambda grant: grant.expires)}
+    for grant in longest.values():
         by_set.setdefault(layout.GRANTS[6 if ":" in grant.source else 4], []).append(grant)
     return by_set
 
@@ -145,7 +149,9 @@ def _grant_key(grant: Grant) -> Expression:
 
 
 def _grant_element(grant: Grant) -> Expression:
-    # An element that expires at once is not added at all.
+    if not grant.timeout:
+        return nft.element(_grant_key(grant), comment=grant.rule)
+    # No time at all would mean the whole timeout.
     expires = max(1, min(grant.expires, grant.timeout))
     return nft.element(_grant_key(grant), timeout=grant.timeout, expires=expires, comment=grant.rule)
 
@@ -156,14 +162,36 @@ def _newly_guarded(wanted: Ruleset, held: State | None, sessions: Iterable[Sessi
     return {s: SESSION_TIMEOUT for s in sessions if s.service in fresh} if fresh else {}
 
 
-def _add_sessions(sessions: Iterable[tuple[Session, int]]) -> Iterator[Json]:
+def _add_sessions(sessions: Iterable[tuple[Session, int]], held: Iterable[tuple[Session, int]] = ()) -> Iterator[Json]:
+    """Yield what adds as many of *sessions* as fit beside those *held*."""
     by_set: dict[str, list[Expression]] = {}
-    for (source, source_port, service), timeout in sessions:
-        key = nft.concat(source, source_port, *service)
-        found = by_set.setdefault(layout.SESSIONS[6 if ":" in source else 4], [])
-        found.append(nft.element(key, timeout=max(1, timeout)))
+    for session, timeout in sessions:
+        element = nft.element(_session_key(session), timeout=max(1, timeout))
+        by_set.setdefault(_session_set(session), []).append(element)
+    room = dict.fromkeys(layout.SESSIONS.values(), layout.MAX_SESSIONS)
+    for session, _ in held:
+        room[_session_set(session)] -= 1
     for name, elements in by_set.items():
-        yield nft.add_elements(TABLE, name, elements[: layout.MAX_SESSIONS])
+        if fitting := elements[: max(0, room[name])]:
+            yield nft.add_elements(TABLE, name, fitting)
+
+
+def _delete_sessions(sessions: Iterable[Session]) -> Iterator[Json]:
+    by_set: dict[str, list[Expression]] = {}
+    for session in sessions:
+        by_set.setdefault(_session_set(session), []).append(_session_key(session))
+    for name, keys in by_set.items():
+        # One may run out meanwhile: the first command makes the second legal.
+        yield nft.add_elements(TABLE, name, keys)
+        yield nft.delete_elements(TABLE, name, keys)
+
+
+def _session_set(session: Session) -> str:
+    return layout.SESSIONS[6 if ":" in session.source else 4]
+
+
+def _session_key(session: Session) -> Expression:
+    return nft.concat(session.source, session.source_port, *session.service)
 
 
 def _change_elements(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from nfpkd.firewall import layout
 from nfpkd.firewall.nft import Json, Set
 from nfpkd.rules.model import Protocol, Reject, Service
 
+_T = TypeVar("_T")
+_REJECTS = {chain: way for way, chain in layout.REFUSALS.items()}
+
 
 class Grant(NamedTuple):
-    """An open door: *source* may reach *service*; *timeout* and *expires* are seconds, *rule* the rule's name."""
+    """An open door: *source* may reach *service*; *rule* is the rule's name.
+
+    *timeout* and *expires* are seconds; a *timeout* of 0, which only an admin makes, has no end.
+    """
 
     source: str
     service: Service
@@ -69,17 +75,38 @@ def parse_state(listing: Iterable[Json]) -> State:
             elif kind == "counter":
                 counters[described["name"]] = Traffic(described["packets"], described["bytes"])
     queue, target = _parse_queue(rules.get(layout.VERIFY, []))
+    foreign: list[Any] = []
+    grants = [listed for name in layout.GRANTS.values() for listed in sets.get(name, [])]
+    sessions = [listed for name in layout.SESSIONS.values() for listed in sets.get(name, [])]
+    tags = _read_ours(_read_tags, rules.get(layout.TAGS, []), foreign)
     return State(
-        intact=_is_intact(sets.keys(), rules),
+        gated=dict(_read_ours(_read_gated, sets.get(layout.GATED, []), foreign)),
+        rejects=dict(_read_ours(_read_reject, sets.get(layout.REJECTS, []), foreign)),
+        grants=tuple(_read_ours(_read_grant, grants, foreign)),
+        sessions=tuple(_read_ours(_read_session, sessions, foreign)),
+        tags=frozenset().union(*tags),
         queue=queue,
         queue_target=target,
-        tags=_parse_tags(rules.get(layout.TAGS, [])),
-        gated={_service(*value): comment for value, comment, _ in _elements(sets, layout.GATED)},
-        rejects=_parse_rejects(sets.get(layout.REJECTS, [])),
-        grants=tuple(_parse_grants(sets)),
-        sessions=tuple(_parse_sessions(sets)),
         counters=counters,
+        intact=not foreign
+        and max(len(rules.get(chain, ())) for chain in (layout.TAGS, layout.VERIFY)) <= 1
+        and _is_intact(sets.keys(), rules),
     )
+
+
+def _read_ours(read: Callable[[Any], _T], listed: Iterable[Any], foreign: list[Any]) -> list[_T]:
+    """Return what *read* makes of what is *listed*; what it cannot read joins *foreign*.
+
+    An admin or another version of nfpkd put it there.  It must not keep `apply`
+    from making the table anew.
+    """
+    found = []
+    for entry in listed:
+        try:
+            found.append(read(entry))
+        except (AttributeError, LookupError, TypeError, ValueError):
+            foreign.append(entry)
+    return found
 
 
 def _is_intact(set_names: Iterable[str], rules: dict[str, list[Json]]) -> bool:
@@ -101,36 +128,37 @@ def _parse_queue(rules: list[Json]) -> tuple[int | None, str]:
     return None, ""
 
 
-def _parse_tags(rules: list[Json]) -> frozenset[bytes]:
-    if not rules:
-        return frozenset()
-    members = rules[0]["expr"][0]["match"]["right"]
+def _read_tags(rule: Json) -> frozenset[bytes]:
+    members = rule["expr"][0]["match"]["right"]
     values = members["set"] if isinstance(members, dict) else [members]
     return frozenset(value.to_bytes(4, "big") for value in values)
 
 
-def _parse_rejects(elements: list[Any]) -> dict[Service, Reject]:
-    by_chain = {chain: way for way, chain in layout.REFUSALS.items()}
-    return {_service(*key["concat"]): by_chain[verdict["goto"]["target"]] for key, verdict in elements}
+def _read_gated(listed: Any) -> tuple[Service, str]:
+    key, described = _read_element(listed)
+    return _service(*key), described.get("comment", "")
 
 
-def _parse_grants(sets: dict[str, list[Any]]) -> Iterator[Grant]:
-    for name in layout.GRANTS.values():
-        for (source, protocol, port), comment, described in _elements(sets, name):
-            yield Grant(source, _service(protocol, port), comment, described["timeout"], described.get("expires", 0))
+def _read_reject(listed: Any) -> tuple[Service, Reject]:
+    key, verdict = listed
+    return _service(*key["concat"]), _REJECTS[verdict["goto"]["target"]]
 
 
-def _parse_sessions(sets: dict[str, list[Any]]) -> Iterator[tuple[Session, int]]:
-    for name in layout.SESSIONS.values():
-        for (source, source_port, protocol, port), _, described in _elements(sets, name):
-            yield Session(source, source_port, _service(protocol, port)), described.get("expires", 0)
+def _read_grant(listed: Any) -> Grant:
+    (source, protocol, port), described = _read_element(listed)
+    timeout, expires = described.get("timeout", 0), described.get("expires", 0)
+    return Grant(source, _service(protocol, port), described.get("comment", ""), timeout, expires)
 
 
-def _elements(sets: dict[str, list[Any]], name: str) -> Iterator[tuple[list[Any], str, Json]]:
-    """Yield each element's key, its comment, and all that is listed of it."""
-    for listed in sets.get(name, []):
-        described = listed.get("elem", {"val": listed})
-        yield described["val"]["concat"], described.get("comment", ""), described
+def _read_session(listed: Any) -> tuple[Session, int]:
+    (source, source_port, protocol, port), described = _read_element(listed)
+    return Session(source, source_port, _service(protocol, port)), described.get("expires", 0)
+
+
+def _read_element(listed: Any) -> tuple[list[Any], Json]:
+    """Return an element's key and all that is listed of it."""
+    described = listed.get("elem", {"val": listed})
+    return described["val"]["concat"], described
 
 
 def _service(protocol: int, port: int) -> Service:
