@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import errno
+import struct
+from typing import Any
+
+import pytest
+
+from nfpkd.firewall import compat, nft
+from nfpkd.firewall.compat import CompatQueue
+from nfpkd.firewall.kernel import NftablesKernel
+from nfpkd.firewall.nft import Chain, Json, Table, Transaction
+
+HOUSE = Table("inet", "house")
+
+
+@pytest.fixture
+def queue(real_kernel: NftablesKernel) -> CompatQueue:
+    made = CompatQueue()
+    if not made.is_supported():
+        pytest.skip("this kernel has no nft_compat or no xt_NFQUEUE")
+    real_kernel.apply(Transaction((nft.add_table(HOUSE), nft.add(Chain(HOUSE, "door")))))
+    return made
+
+
+def rules(kernel: NftablesKernel) -> list[Json]:
+    return [entry["rule"] for entry in kernel.list(HOUSE) or [] if "rule" in entry]
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("comment", ["queue 7", "ü" * 63])
+def test_the_rule_is_listed_as_the_target_with_its_comment(
+    queue: CompatQueue, real_kernel: NftablesKernel, comment: str
+) -> None:
+    queue.add_rule("house", "door", 7, comment)
+    [rule] = rules(real_kernel)
+    assert (rule["chain"], rule["comment"]) == ("door", comment)
+    assert rule["expr"] == [{"xt": {"type": "target", "name": "NFQUEUE"}}]
+
+
+@pytest.mark.netns
+def test_a_rule_may_go_without_comment(queue: CompatQueue, real_kernel: NftablesKernel) -> None:
+    queue.add_rule("house", "door", 7, "")
+    [rule] = rules(real_kernel)
+    assert "comment" not in rule
+
+
+@pytest.mark.netns
+def test_rules_are_appended(queue: CompatQueue, real_kernel: NftablesKernel) -> None:
+    for number in (1, 2):
+        queue.add_rule("house", "door", number, f"queue {number}")
+    assert [rule["comment"] for rule in rules(real_kernel)] == ["queue 1", "queue 2"]
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(("table", "chain"), [("house", "missing"), ("missing", "door")])
+def test_a_refusal_is_raised_and_the_next_rule_is_taken(
+    queue: CompatQueue, real_kernel: NftablesKernel, table: str, chain: str
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        queue.add_rule(table, chain, 7, "")
+    queue.add_rule("house", "door", 8, "queue 8")
+    assert [rule["comment"] for rule in rules(real_kernel)] == ["queue 8"]
+
+
+@pytest.mark.netns
+def test_asking_for_support_leaves_nothing_behind(queue: CompatQueue, real_kernel: NftablesKernel) -> None:
+    before = real_kernel._ask({"list": {"tables": None}})
+    assert queue.is_supported()
+    assert real_kernel._ask({"list": {"tables": None}}) == before
+
+
+def test_a_refused_question_means_no_support(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, "not allowed")
+
+    monkeypatch.setattr(CompatQueue, "_send", refuse)
+    assert not CompatQueue().is_supported()
+
+
+def answer(error: int, kind: int = 2) -> bytes:
+    body = struct.pack("=i", -error)
+    return struct.pack("=IHHII", 16 + len(body), kind, 0, 1, 0) + body
+
+
+@pytest.mark.parametrize(
+    ("text", "errors"),
+    [
+        (answer(0), [0]),
+        (answer(errno.ENOENT), [errno.ENOENT]),
+        (answer(0) + answer(errno.EPERM), [0, errno.EPERM]),
+        # Padding behind a message whose length is no multiple of four.
+        (struct.pack("=IHHII", 17, 3, 0, 1, 0) + b"x\0\0\0" + answer(0), [0]),
+    ],
+)
+def test_acknowledgements_are_read_in_order(text: bytes, errors: list[int]) -> None:
+    assert compat._read_errors(text) == errors
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff" * 15,
+        answer(0, kind=3),
+        # A length of nothing must not stop the reader.
+        struct.pack("=IHHII", 0, 3, 0, 1, 0),
+        # Cut off before the error number.
+        struct.pack("=IHHII", 16, 2, 0, 1, 0),
+    ],
+)
+def test_an_answer_without_an_acknowledgement_is_an_error(text: bytes) -> None:
+    assert compat._read_errors(text) == [errno.EPROTO]
