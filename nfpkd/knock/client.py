@@ -38,8 +38,8 @@ def send_knock(
         port = 1 + secrets.randbelow(65535)
     try:
         found = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM, socket.IPPROTO_UDP)
-    except (socket.gaierror, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
         raise KnockError(f"cannot find the host {host!r}: {reason}") from None
     address_family, kind, protocol, _, address = found[0]
     payload = encode_knock(key.reveal(), tag, port, int(time.time()), secrets.token_bytes(RANDOM_LENGTH))

@@ -74,8 +74,12 @@ def _stamp(path: Path) -> FileStamp | None:
     return FileStamp(str(path), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
 
-def find_rule_files(directory: Path, problems: list[Problem], *, strict_modes: bool) -> list[Path]:
+def find_rule_files(
+    directory: Path, problems: list[Problem], *, strict_modes: bool, folders: list[Path] | None = None
+) -> list[Path]:
     """Return the rule files below *directory*, sorted by path; add what is wrong on the way to *problems*.
+
+    The directories that were read on the way are added to *folders*.
 
     Links are followed, because configuration management deploys by them; a
     directory that was already visited is not entered again.
@@ -93,13 +97,21 @@ def find_rule_files(directory: Path, problems: list[Problem], *, strict_modes: b
         except OSError as error:
             problems.append(_os_problem(folder, error))
             return
+        if folders is not None:
+            folders.append(folder)
         if strict_modes:
             problems.extend(_find_loose_modes(folder, info))
         for name in names:
             path = folder / name
             if name.startswith("."):
                 continue
-            if path.is_dir():
+            try:
+                is_folder = path.is_dir()
+            # Python before 3.14 hides only some of the reasons why a path cannot be looked at.
+            except OSError as error:
+                problems.append(_os_problem(path, error))
+                continue
+            if is_folder:
                 if name.endswith(".json"):
                     problems.append(Problem(str(path), 0, 0, "is a directory, but named like a rule file"))
                 else:
@@ -136,8 +148,10 @@ def _read_text(path: Path, *, strict_modes: bool) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - data.rfind(b"\n", 0, error.start)
+        # What the decoder looked at, and counts in, starts behind a byte order mark.
+        before = error.object[: error.start].decode()
+        line = before.count("\n") + 1
+        column = len(before) - before.rfind("\n")
         raise RulesError([Problem(str(path), line, column, "is not UTF-8 text")]) from None
 
 

@@ -23,7 +23,7 @@ MAX_DEPTH = 32
 MAX_NUMBER_LENGTH = 64
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_TOKEN = re.compile(r'[ \t\n\r]*(?:("(?:[^"\\]|\\.)*")|([\[\]{},:])|([^\s\[\]{}:,"]+))', re.DOTALL)
+_TOKEN = re.compile(r'[ \t\n\r]*(?:("[^"\\]*(?:\\.[^"\\]*)*")|([\[\]{},:])|([^\s\[\]{}:,"]+))', re.DOTALL)
 
 
 class Token(NamedTuple):
@@ -109,6 +109,8 @@ class Document:
             raise RulesError([Problem(self._name, error.lineno, error.colno, message)]) from None
         except (_UnacceptableError, RecursionError, ValueError):
             raise RulesError([self._find_unacceptable()]) from None
+        if _is_too_deep(value):
+            raise RulesError([self._find_unacceptable()])
         # A surrogate pair is a character; a lone one is not, and cannot be encoded.
         if _SURROGATE.search(self._text):
             for token in _walk(self._text):
@@ -130,6 +132,17 @@ class Document:
             elif token[0] in "-0123456789" and len(token) > MAX_NUMBER_LENGTH:
                 return self._problem_at(offset, f"a number has {len(token)} digits")
         return Problem(self._name, 0, 0, "cannot be read as JSON")
+
+
+def _is_too_deep(value: object) -> bool:
+    """Tell whether brackets nest beyond MAX_DEPTH: what recurses over *value* later has no limit of its own."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        containers = [item for item in level if isinstance(item, (dict, list))]
+        if not containers:
+            return False
+        level = [item for found in containers for item in (found.values() if isinstance(found, dict) else found)]
+    return True
 
 
 def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
