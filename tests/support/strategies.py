@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import string
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from hypothesis import strategies as st
 
+from nfpkd.knock.wire import RANDOM_LENGTH
 from nfpkd.rules.model import (
     KEY_LENGTH,
     MAX_WINDOW,
@@ -53,3 +57,66 @@ def rules(draw: st.DrawFn, reject: st.SearchStrategy[Reject] = st.sampled_from(R
 rule_lists = st.sampled_from(Reject).flatmap(
     lambda way: st.lists(rules(st.just(way)), max_size=6, unique_by=lambda rule: rule.name)
 )
+
+# What a knock is made of, besides key, tag and port.
+randoms = st.binary(min_size=RANDOM_LENGTH, max_size=RANDOM_LENGTH)
+times = st.integers(0, 2**64 - 1)
+
+
+# NaN and the infinities are no JSON.
+json_scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
+)
+json_values = st.recursive(
+    json_scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+class WrittenJson(NamedTuple):
+    """A JSON text, and at which offset each of its values and keys starts."""
+
+    text: str
+    value: object
+    values: dict[tuple[str | int, ...], int]
+    keys: dict[tuple[str | int, ...], int]
+
+
+@st.composite
+def written_json(draw: st.DrawFn, contents: st.SearchStrategy[object] = json_values) -> WrittenJson:
+    """Write a value with whitespace wherever JSON allows some, noting what starts where."""
+    whitespace = st.text(" \t\r\n", max_size=3)
+    ascii_only = draw(st.booleans())
+    written: list[str] = []
+    found = WrittenJson("", draw(contents), {}, {})
+
+    def write(text: str) -> int:
+        offset = sum(map(len, written))
+        written.append(text)
+        return offset
+
+    def write_items(brackets: str, parts: Sequence[tuple[tuple[str | int, ...], str | None, object]]) -> None:
+        for number, (path, key, item) in enumerate(parts):
+            write("," if number else "")
+            if key is not None:
+                write(draw(whitespace))
+                found.keys[path] = write(json.dumps(key, ensure_ascii=ascii_only))
+                write(draw(whitespace) + ":")
+            write_value(path, item)
+        write((draw(whitespace) if not parts else "") + brackets[1])
+
+    def write_value(path: tuple[str | int, ...], value: object) -> None:
+        write(draw(whitespace))
+        if isinstance(value, list):
+            found.values[path] = write("[")
+            write_items("[]", [((*path, index), None, item) for index, item in enumerate(value)])
+        elif isinstance(value, dict):
+            found.values[path] = write("{")
+            write_items("{}", [((*path, key), key, item) for key, item in value.items()])
+        else:
+            found.values[path] = write(json.dumps(value, ensure_ascii=ascii_only))
+        write(draw(whitespace))
+
+    write_value((), found.value)
+    return found._replace(text="".join(written))
