@@ -67,12 +67,14 @@ def connect(
     """Join two namespaces by a cable; addresses are like ``192.0.2.1/24`` and ``2001:db8::1/64``."""
     ends = [f"veth{secrets.token_hex(4)}" for _ in range(2)]
     _ip("link", "add", ends[0], "netns", first.name, "type", "veth", "peer", "name", ends[1], "netns", second.name)
+    # An IPv6 address that was added to a link still down may not answer for its first second.
+    for namespace, device in ((first, ends[0]), (second, ends[1])):
+        namespace.run("ip", "link", "set", device, "up")
     for namespace, device, addresses in ((first, ends[0], first_addresses), (second, ends[1], second_addresses)):
         for address in addresses:
             # Without nodad a new IPv6 address would be unusable for its first second.
             quick = ["nodad"] if ":" in address else []
             namespace.run("ip", "address", "add", address, "dev", device, *quick)
-        namespace.run("ip", "link", "set", device, "up")
 
 
 def _ip(*arguments: str) -> None:

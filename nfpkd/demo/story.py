@@ -178,8 +178,12 @@ class _Story:
         run = _Run(self._say, self._server, self._rule_file.parent)
         try:
             yield run
-        finally:
-            run.stop()
+        except BaseException:
+            # What went wrong is the news, not how nfpkd took being stopped.
+            with contextlib.suppress(_StoryError, TimeoutError):
+                run.stop()
+            raise
+        run.stop()
 
 
 class _Run:
