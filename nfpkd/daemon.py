@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
-import socket
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nfpkd.errors import KernelError, PacketError, RulesError
+from nfpkd.errors import KernelError, RulesError
 from nfpkd.firewall.firewall import Firewall
-from nfpkd.firewall.state import Grant
+from nfpkd.firewall.ruleset import Options
 from nfpkd.instance import InstanceLock
-from nfpkd.knock.wire import PAYLOAD_LENGTH
-from nfpkd.logs import is_logged, log_event
+from nfpkd.logs import log_event
+from nfpkd.privileges import find_group, give_up_privileges
 from nfpkd.rules.loader import FileStamp, Loaded, load_rules, stamp_files
 from nfpkd.rules.model import Rule
 from nfpkd.rules.watch import RuleWatcher
-from nfpkd.verifier.judge import Judge, Judgement, Outcome
-from nfpkd.verifier.packet import Datagram, decode_datagram_untrusted
+from nfpkd.triggers.client import TriggerHelper
+from nfpkd.triggers.message import Event
+from nfpkd.triggers.windows import Windows
 from nfpkd.verifier.queue import PacketQueue
+from nfpkd.verifier.replay import ReplayBook
+from nfpkd.verifier.store import ReplayStore
+from nfpkd.verifier.verifier import Verifier
 
 # A save is over when nothing has happened for so long; a directory that never
 # rests is read all the same.
@@ -34,93 +37,20 @@ RESCAN_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to run: *keep* leaves the guard in place at the end."""
+    """How to run.
+
+    *state_dir* is where replays are remembered, None for nowhere; *keep* leaves the guard in
+    place at the end; *user* is who to become; *log_level* and *log_format* are for the helper.
+    """
 
     actions: Path
-    queue: int
+    options: Options
+    state_dir: Path | None
     keep: bool = False
+    user: str = ""
     strict_modes: bool = True
-
-
-class Verifier:
-    """Judges what the queue delivers, and opens what was knocked for."""
-
-    def __init__(self, firewall: Firewall, queue_number: int) -> None:
-        self._firewall = firewall
-        self._queue_number = queue_number
-        self._rules: tuple[Rule, ...] = ()
-        self._judge = Judge()
-        self._pending: list[tuple[str, Judgement]] = []
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        return self._rules
-
-    def enforce(self, rules: tuple[Rule, ...]) -> None:
-        """Guard and judge by *rules* from now on, or go on as before; raises KernelError."""
-        self._firewall.apply(rules, self._queue_number)
-        self._judge.replace_rules(rules)
-        self._rules = rules
-
-    def handle(self, packet: bytes) -> bool:
-        """Judge one packet; return whether it goes on its way.
-
-        A knock is consumed, whatever becomes of it.  Everything else goes on
-        unchanged, after the knocks in front of it have been granted.
-        """
-        try:
-            datagram = decode_datagram_untrusted(packet)
-        except PacketError:
-            self.commit()
-            return True
-        judgements = self._judge.judge(datagram, int(time.time()), time.monotonic())
-        if not judgements:
-            self.commit()
-            _log_mismatch(datagram)
-            return True
-        source = _format_address(datagram.source)
-        for judgement in judgements:
-            if judgement.outcome is Outcome.ACCEPTED:
-                self._pending.append((source, judgement))
-            else:
-                _log_refusal(source, judgement)
-        return False
-
-    def commit(self) -> None:
-        """Open what the accepted knocks since the last time ask for, in one transaction."""
-        if not self._pending:
-            return
-        accepted, self._pending = self._pending, []
-        grants = [grant for source, judgement in accepted for grant in _make_grants(source, judgement.rule)]
-        try:
-            self._grant(grants)
-        except KernelError as error:
-            for source, judgement in accepted:
-                text = f"knock accepted, but the kernel did not open the port: {error}"
-                log_event(logging.ERROR, "grant_failed", text, rule=judgement.rule.name, source=source)
-            return
-        for source, judgement in accepted:
-            rule = judgement.rule
-            opened = rule.describe_services()
-            log_event(
-                logging.INFO,
-                "knock_accepted",
-                "knock accepted",
-                rule=rule.name,
-                source=source,
-                opens=opened,
-                seconds=rule.window,
-            )
-
-    def _grant(self, grants: list[Grant]) -> None:
-        try:
-            self._firewall.grant(grants)
-        except KernelError:
-            # Most likely another tool removed the table; put it back and try once more.
-            if not self._firewall.apply(self._rules, self._queue_number):
-                raise
-            log_event(logging.WARNING, "repaired", "the table was changed from outside and has been restored")
-            self._firewall.grant(grants)
+    log_level: int = logging.INFO
+    log_format: str = "text"
 
 
 class Daemon:
@@ -129,7 +59,9 @@ class Daemon:
     def __init__(self, firewall: Firewall, settings: Settings) -> None:
         self._firewall = firewall
         self._settings = settings
-        self._verifier = Verifier(firewall, settings.queue)
+        self._windows = Windows(self._run_command)
+        self._helper: TriggerHelper | None = None
+        self._distrusts_before: int | None = None
         self._dirty = asyncio.Event()
         # None stands for "look again, whatever the stamps say".
         self._stamps: frozenset[FileStamp] | None = None
@@ -137,19 +69,68 @@ class Daemon:
     async def run(self) -> None:
         """Guard until SIGTERM or SIGINT; raises RulesError or KernelError if it cannot begin."""
         settings = self._settings
-        lock = InstanceLock()
-        try:
+        with contextlib.ExitStack() as stack:
+            lock = InstanceLock()
+            stack.callback(lock.release)
+            self._helper = self._start_helper(stack)
+            give_up_privileges(settings.user)
             self._stamps = stamp_files(settings.actions)
             loaded = load_rules(settings.actions, strict_modes=settings.strict_modes)
-            queue = PacketQueue(settings.queue, self._verifier.handle)
-            try:
-                self._verifier.enforce(loaded.rules)
-                _log_warnings(loaded)
-                await self._serve(queue)
-            finally:
-                self._end(queue)
-        finally:
-            lock.release()
+            self._verifier = self._make_verifier(stack)
+            queue = PacketQueue(settings.options.queue, self._verifier.handle)
+            stack.callback(queue.close)
+            # What refuses to begin leaves a guard of before as it is.
+            self._enforce(loaded)
+            stack.callback(self._end, queue)
+            await self._serve(queue)
+
+    def _start_helper(self, stack: contextlib.ExitStack) -> TriggerHelper:
+        """Start what runs commands, while there are still privileges to run them with."""
+        settings = self._settings
+        helper = TriggerHelper(
+            settings.actions,
+            strict_modes=settings.strict_modes,
+            log_level=settings.log_level,
+            log_format=settings.log_format,
+            group=find_group(settings.user),
+        )
+        stack.callback(helper.close)
+        stack.callback(self._windows.close_all)
+        return helper
+
+    def _make_verifier(self, stack: contextlib.ExitStack) -> Verifier:
+        """Return a verifier that remembers what the one before it has seen; raises StateError."""
+        settings = self._settings
+        store, memory = None, None
+        if settings.state_dir is not None:
+            store = ReplayStore(settings.state_dir)
+            stack.callback(store.close)
+            memory = ReplayBook(store.load())
+        if store is None or store.was_lost:
+            self._distrusts_before = int(time.time())
+        return Verifier(self._firewall, settings.options, [self._windows], store=store, memory=memory)
+
+    def _enforce(self, loaded: Loaded) -> None:
+        """Guard and judge by what was loaded; raises KernelError, and then everything is as before."""
+        self._verifier.enforce(loaded.rules)
+        if self._distrusts_before is not None:
+            self._distrust(self._distrusts_before)
+        for warning in loaded.warnings:
+            log_event(logging.WARNING, "rules_warning", str(warning))
+        if self._helper is not None:
+            self._helper.reload()
+
+    def _distrust(self, start: int) -> None:
+        closed = self._verifier.distrust_before(start)
+        text = "what was knocked before this start is not known: knocks stamped until then, and the skew, are refused"
+        log_event(logging.WARNING, "memory_lost", text)
+        for rule in closed:
+            text = "with its clock ignored nothing tells its knocks from replays: refused until the key changes"
+            log_event(logging.ERROR, "memory_lost", text, rule=rule.name)
+
+    def _run_command(self, event: Event, rule: str, source: str) -> None:
+        if self._helper is not None:
+            self._helper.run(event, rule, source)
 
     async def _serve(self, queue: PacketQueue) -> None:
         loop = asyncio.get_running_loop()
@@ -167,7 +148,7 @@ class Daemon:
             "guarding",
             rules=len(self._verifier.rules),
             actions=self._settings.actions,
-            queue=self._settings.queue,
+            queue=self._settings.options.queue,
         )
         try:
             waiting = asyncio.create_task(stop.wait())
@@ -185,17 +166,14 @@ class Daemon:
         self._verifier.commit()
 
     def _end(self, queue: PacketQueue) -> None:
-        try:
-            if self._settings.keep:
-                text = "stopped; the ports stay guarded, and nobody can knock until nfpkd runs again"
-                log_event(logging.INFO, "stopped", text)
-            else:
-                self._firewall.teardown()
-                log_event(logging.INFO, "stopped", "stopped; the table is removed and the ports are open")
-            # What is still waiting behind a knock goes on, rather than being dropped with the queue.
-            self._drain(queue)
-        finally:
-            queue.close()
+        if self._settings.keep:
+            text = "stopped; the ports stay guarded, and nobody can knock until nfpkd runs again"
+            log_event(logging.INFO, "stopped", text)
+        else:
+            self._firewall.teardown()
+            log_event(logging.INFO, "stopped", "stopped; the table is removed and the ports are open")
+        # What is still waiting behind a knock goes on, rather than being dropped with the queue.
+        self._drain(queue)
 
     def _reload_on_signal(self) -> None:
         self._stamps = None
@@ -230,7 +208,7 @@ class Daemon:
         try:
             # Reading many files takes its time; knocks go on being judged meanwhile.
             loaded = await asyncio.to_thread(load_rules, settings.actions, strict_modes=settings.strict_modes)
-            self._verifier.enforce(loaded.rules)
+            self._enforce(loaded)
         except RulesError as error:
             for problem in error.problems:
                 log_event(logging.ERROR, "rules_refused", str(problem))
@@ -240,46 +218,7 @@ class Daemon:
             text = f"{error}; the rules of before stay in force"
             log_event(logging.ERROR, "reload_failed", text)
         else:
-            _log_warnings(loaded)
             _log_changes(before, loaded.rules)
-
-
-def _make_grants(source: str, rule: Rule) -> Iterable[Grant]:
-    for service in dict.fromkeys(rule.services()):
-        yield Grant(source, service, rule.name, rule.window, rule.window)
-
-
-def _format_address(packed: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
-
-
-def _log_mismatch(datagram: Datagram) -> None:
-    # Anybody can send these; only who asks for them pays for their lines.
-    if len(datagram.payload) == PAYLOAD_LENGTH and is_logged(logging.DEBUG):
-        source = _format_address(datagram.source)
-        log_event(logging.DEBUG, "not_a_knock", "digest mismatch", source=source, port=datagram.port)
-
-
-def _log_refusal(source: str, judgement: Judgement) -> None:
-    reasons = {
-        Outcome.REPLAYED: "this knock was seen before",
-        Outcome.MEMORY_FULL: "too many live knocks to remember; a knock that cannot be remembered is refused",
-        Outcome.CLOCK_OFF: f"the client's clock is off by {judgement.clock_offset:+d} s",
-        Outcome.RATE_LIMITED: "rate-limited",
-    }
-    log_event(
-        logging.WARNING,
-        "knock_refused",
-        f"knock refused: {reasons[judgement.outcome]}",
-        rule=judgement.rule.name,
-        source=source,
-        reason=judgement.outcome.value,
-    )
-
-
-def _log_warnings(loaded: Loaded) -> None:
-    for warning in loaded.warnings:
-        log_event(logging.WARNING, "rules_warning", str(warning))
 
 
 def _log_changes(before: tuple[Rule, ...], after: tuple[Rule, ...]) -> None:

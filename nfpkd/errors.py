@@ -44,8 +44,21 @@ class KernelError(NfpkdError):
         super().__init__(f"{reason}: {remedy}" if remedy else reason)
 
 
+class StateError(NfpkdError):
+    """What nfpkd keeps on disk cannot be used; *remedy* says what would help."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        self.reason = reason
+        self.remedy = remedy
+        super().__init__(f"{reason}: {remedy}")
+
+
 class KnockError(NfpkdError):
     """The knock could not be made or sent."""
+
+
+class TriggerError(NfpkdError):
+    """A rule's command may not, or cannot, be run."""
 
 
 class WireError(NfpkdError):

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
 
-from nfpkd.firewall.state import State
-from nfpkd.rules.model import Service, format_tag
+from nfpkd.firewall.doors import Mode
+from nfpkd.firewall.state import Grant, State, family_of
+from nfpkd.rules.model import PortRange, Protocol, Reject, Service, format_tag
 from nfpkd.verifier.listeners import Listener
 
 _COUNTERS = {
     "knocks": "packets looked like a knock and were judged",
+    "limited": "packets were over the limit of their source",
     "held": "first packets waited behind a knock",
     "admitted": "packets were let in by a grant",
     "refused": "packets were refused at a gate",
 }
+
+_MODES = {Mode.PLAIN: "plain", Mode.EXTEND: "extend", Mode.ONCE: "once"}
+_NOTES = {Mode.PLAIN: "", Mode.EXTEND: "renewed by traffic", Mode.ONCE: "one connection"}
+
+# What one knock opened is listed a moment apart, and in whole seconds.
+_SAME_END = 2
 
 
 def render_text(state: State | None, listeners: Mapping[int, Listener]) -> str:
@@ -30,20 +37,19 @@ def _lines(state: State, listeners: Mapping[int, Listener]) -> Iterator[str]:
     if not state.intact:
         yield "the table is not as this version of nfpkd makes it; `nfpkd apply` will make it anew"
     yield ""
-    yield f"guarded ({len(state.gated)} services)"
+    services = state.gated.keys() | {place.service for place in state.gated_on}
+    yield f"guarded ({len(services)} services)"
     yield from _align(_guarded_rows(state))
     yield ""
     yield f"let in ({len(state.grants)} grants)"
-    grants = sorted(state.grants, key=lambda grant: (grant.rule, grant.source, grant.service))
-    yield from _align([(g.source, str(g.service), g.rule, f"{g.expires} s left of {g.timeout}") for g in grants])
+    yield from _align(_grant_rows(state.grants))
     if state.sessions:
         yield ""
-        yield f"open since before the guard ({len(state.sessions)} connections)"
+        yield f"open since before the guard, or let in for one connection ({len(state.sessions)} connections)"
         yield from _align([(s.source, f"from port {s.source_port}", str(s.service)) for s, _ in state.sessions])
     yield ""
     yield "counters"
-    rows = [(str(state.counters[name].packets), text) for name, text in _COUNTERS.items() if name in state.counters]
-    yield from _align(rows)
+    yield from _align(_counter_rows(state))
 
 
 def _describe_verifier(state: State, listeners: Mapping[int, Listener]) -> str:
@@ -57,29 +63,104 @@ def _describe_verifier(state: State, listeners: Mapping[int, Listener]) -> str:
     return f"verifier: process {listener.port_id} ({way}); {listener.waiting} packets waiting, {lost} lost"
 
 
-def _guarded_rows(state: State) -> list[tuple[str, str, str]]:
-    """Return a row for each run of neighbouring ports that are guarded the same way by the same rules."""
+def _counter_rows(state: State) -> Iterator[tuple[str, str]]:
+    for name, text in _COUNTERS.items():
+        if name in state.counters:
+            limit = f", {state.source_limit} a second" if name == "limited" else ""
+            yield str(state.counters[name].packets), text + limit
 
-    def key(item: tuple[int, Service]) -> tuple[object, ...]:
-        index, service = item
-        reject = state.rejects.get(service)
-        return service.protocol, service.port - index, state.gated[service], reject
 
+def _guarded_rows(state: State) -> list[tuple[str, ...]]:
+    """Return a row for each run of neighbouring ports, and the protocols, that are guarded alike."""
+    interfaces: dict[tuple[Service, str], list[str]] = {}
+    for (interface, service), comment in sorted(state.gated_on.items()):
+        interfaces.setdefault((service, comment), []).append(interface)
+    guarded = [(service, "", comment) for service, comment in state.gated.items()]
+    guarded += [(service, _on(names), comment) for (service, comment), names in interfaces.items()]
+    alike: dict[tuple[str, ...], list[Service]] = {}
+    for service, where, comment in guarded:
+        alike.setdefault((where, _reject(state, service).value, comment), []).append(service)
     rows = []
-    for _, run in groupby(enumerate(sorted(state.gated)), key):
-        services = [service for _, service in run]
-        first, last = services[0], services[-1]
-        ports = str(first) if first == last else f"{first.port}-{last}"
-        reject = state.rejects.get(first)
-        rows.append((ports, reject.value if reject else "drop", state.gated[first]))
-    return rows
+    for how, services in alike.items():
+        by_run: dict[PortRange, list[Protocol]] = {}
+        for protocol, runs in _find_runs(services).items():
+            for run in runs:
+                by_run.setdefault(run, []).append(protocol)
+        rows += [(run, protocols, how) for run, protocols in by_run.items()]
+    return [(_describe_ports([run], protocols), *how) for run, protocols, how in sorted(rows)]
+
+
+def _grant_rows(grants: Iterable[Grant]) -> Iterator[tuple[str, ...]]:
+    """Yield a row for all that a source may reach by one rule until about the same time."""
+    alike: dict[tuple[str, str, str, Mode, int], list[Grant]] = {}
+    for grant in sorted(grants, key=lambda grant: (grant.rule, grant.source, grant.interface, grant.service)):
+        alike.setdefault((grant.rule, grant.who, grant.interface, _mode(grant), grant.timeout), []).append(grant)
+    for (rule, who, interface, mode, timeout), found in alike.items():
+        for together in _group_by_end(found):
+            left = f"{together[0].expires} s left of {timeout}" if timeout else "for good"
+            services = _describe_services(grant.service for grant in together)
+            yield who, services, _on([interface]) if interface else "", rule, left, _NOTES[mode]
+
+
+def _group_by_end(grants: Iterable[Grant]) -> list[list[Grant]]:
+    """Return *grants* in groups that end at nearly the same time; the first of each group ends first."""
+    groups: list[list[Grant]] = []
+    for grant in sorted(grants, key=lambda grant: grant.expires):
+        if groups and grant.expires <= groups[-1][0].expires + _SAME_END:
+            groups[-1].append(grant)
+        else:
+            groups.append([grant])
+    return sorted(groups, key=lambda group: min(grant.service for grant in group))
+
+
+def _describe_services(services: Iterable[Service]) -> str:
+    """Return *services* as a rule would name them; protocols with the same ports share them."""
+    alike: dict[tuple[PortRange, ...], list[Protocol]] = {}
+    for protocol, runs in _find_runs(services).items():
+        alike.setdefault(tuple(runs), []).append(protocol)
+    return " ".join(_describe_ports(runs, protocols) for runs, protocols in alike.items())
+
+
+def _find_runs(services: Iterable[Service]) -> dict[Protocol, list[PortRange]]:
+    """Return each protocol's runs of neighbouring ports, in order."""
+    found: dict[Protocol, list[PortRange]] = {}
+    for protocol, port in sorted(services):
+        runs = found.setdefault(protocol, [])
+        if runs and runs[-1].last == port - 1:
+            runs[-1] = runs[-1]._replace(last=port)
+        else:
+            runs.append(PortRange(port, port))
+    return found
+
+
+def _describe_ports(ports: Iterable[PortRange], protocols: Iterable[Protocol]) -> str:
+    labels = "any" if set(protocols) == set(Protocol) else "+".join(protocol.label for protocol in protocols)
+    return f"{','.join(map(str, ports))}/{labels}"
+
+
+def _on(interfaces: Iterable[str]) -> str:
+    return f"on {', '.join(interfaces)}"
+
+
+def _reject(state: State, service: Service) -> Reject:
+    return state.rejects.get(service, Reject.DROP)
+
+
+def _mode(grant: Grant) -> Mode:
+    return grant.door.mode if grant.door else Mode.PLAIN
+
+
+def _prefix(grant: Grant) -> int:
+    return grant.door.prefix if grant.door else 32 if family_of(grant.source) == 4 else 128
 
 
 def _align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield *rows* in columns, without those that are empty in every row."""
     table = list(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width)
+        yield "  " + "  ".join(cells).rstrip()
 
 
 def render_json(state: State | None, listeners: Mapping[int, Listener]) -> str:
@@ -93,20 +174,30 @@ def render_json(state: State | None, listeners: Mapping[int, Listener]) -> str:
             "queue": state.queue,
             "queue_target": state.queue_target,
             "verifier": None if listener is None else listener._asdict(),
+            "source_limit": state.source_limit,
             "tags": sorted(map(format_tag, state.tags)),
             "guarded": [
+                {**_service_fields(service), "reject": _reject(state, service).value, "comment": comment}
+                for service, comment in sorted(state.gated.items())
+            ],
+            "guarded_on": [
                 {
+                    "interface": interface,
                     **_service_fields(service),
-                    "reject": state.rejects[service].value if service in state.rejects else "drop",
+                    "reject": _reject(state, service).value,
                     "comment": comment,
                 }
-                for service, comment in sorted(state.gated.items())
+                for (interface, service), comment in sorted(state.gated_on.items())
             ],
             "grants": [
                 {
                     "source": grant.source,
+                    "prefix": _prefix(grant),
+                    "who": grant.who,
+                    "interface": grant.interface or None,
                     **_service_fields(grant.service),
                     "rule": grant.rule,
+                    "mode": _MODES[_mode(grant)],
                     "timeout": grant.timeout,
                     "expires": grant.expires,
                 }

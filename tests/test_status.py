@@ -2,34 +2,47 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from nfpkd.firewall.state import Grant, Session, State, Traffic
+from nfpkd.firewall.doors import Door, Mode
+from nfpkd.firewall.state import Grant, Place, Session, State, Traffic
 from nfpkd.rules.model import Protocol, Reject, Service
 from nfpkd.status import render_json, render_text
 from nfpkd.verifier.listeners import Listener
 
-TCP22 = Service(Protocol.TCP, 22)
+TCP22, TCP80 = (Service(Protocol.TCP, port) for port in (22, 80))
 LISTENER = Listener(port_id=4711, waiting=2, queue_full=3, socket_full=4)
 STATE = State(
     intact=True,
+    source_limit=20,
     queue=7,
     queue_target="nft_queue",
     tags=frozenset({b"PKD0", b"\0\0\0\x01"}),
     gated={TCP22: "ssh: the door", Service(Protocol.UDP, 53): "names"},
+    gated_on={Place("eth0", TCP80): "web"},
     rejects={TCP22: Reject.RESET},
-    grants=(Grant("192.0.2.1", TCP22, "ssh", 60, 42),),
+    doors=frozenset({Door(6, 64, Mode.ONCE)}),
+    chains={},
+    grants=(
+        Grant("192.0.2.1", TCP22, "ssh", 60, 42),
+        Grant("2001:db8::", TCP80, "web", 30, 7, Door(6, 64, Mode.ONCE, by_interface=True), "eth0"),
+    ),
     sessions=((Session("2001:db8::1", 50000, TCP22), 99),),
-    counters={"refused": Traffic(5, 300), "knocks": Traffic(2, 128)},
+    counters={"refused": Traffic(5, 300), "knocks": Traffic(2, 128), "limited": Traffic(3, 192)},
 )
 EMPTY = State(
     intact=True,
+    source_limit=20,
     queue=None,
     queue_target="",
     tags=frozenset(),
     gated={},
+    gated_on={},
     rejects={},
+    doors=frozenset(),
+    chains={},
     grants=(),
     sessions=(),
     counters={},
@@ -57,18 +70,21 @@ def test_the_whole_text() -> None:
         [
             "verifier: process 4711 (queue 7, by nft_queue); 2 packets waiting, 7 lost",
             "",
-            "guarded (2 services)",
-            "  22/tcp  reset  ssh: the door",
-            "  53/udp  drop   names",
+            "guarded (3 services)",
+            "  22/tcp           reset  ssh: the door",
+            "  53/udp           drop   names",
+            "  80/tcp  on eth0  drop   web",
             "",
-            "let in (1 grants)",
-            "  192.0.2.1  22/tcp  ssh  42 s left of 60",
+            "let in (2 grants)",
+            "  192.0.2.1      22/tcp           ssh  42 s left of 60",
+            "  2001:db8::/64  80/tcp  on eth0  web  7 s left of 30   one connection",
             "",
-            "open since before the guard (1 connections)",
+            "open since before the guard, or let in for one connection (1 connections)",
             "  2001:db8::1  from port 50000  22/tcp",
             "",
             "counters",
             "  2  packets looked like a knock and were judged",
+            "  3  packets were over the limit of their source, 20 a second",
             "  5  packets were refused at a gate",
         ]
     )
@@ -128,18 +144,122 @@ def test_ports_that_are_refused_differently_do_not_share_a_line() -> None:
     assert section(state, "guarded") == ["80/tcp  drop        web", "81/tcp  icmp-admin  web"]
 
 
-def test_grants_are_sorted_by_rule_source_and_service() -> None:
-    def grant(rule: str, source: str, port: int) -> Grant:
-        return Grant(source, Service(Protocol.TCP, port), rule, 60, 1)
+def guarded(port: int, *protocols: Protocol, comment: str = "web") -> dict[Service, str]:
+    return {Service(protocol, port): comment for protocol in protocols}
 
-    found = (grant("b", "192.0.2.1", 1), grant("a", "192.0.2.2", 2), grant("a", "192.0.2.2", 1), grant("a", "::1", 9))
-    shown = [tuple(line.split()[:3]) for line in section(replace(EMPTY, grants=found), "let in")]
-    assert shown == [
-        ("192.0.2.2", "1/tcp", "a"),
-        ("192.0.2.2", "2/tcp", "a"),
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (guarded(2222, *Protocol), ["2222/any  drop  web"]),
+        (guarded(53, Protocol.UDP, Protocol.TCP), ["53/tcp+udp  drop  web"]),
+        (
+            {service: "web" for port in range(8000, 8101) for service in guarded(port, *Protocol)},
+            ["8000-8100/any  drop  web"],
+        ),
+        (
+            guarded(53, Protocol.TCP) | guarded(53, Protocol.UDP, comment="names"),
+            ["53/tcp  drop  web", "53/udp  drop  names"],
+        ),
+        (
+            guarded(80, Protocol.TCP, Protocol.SCTP) | guarded(81, Protocol.TCP),
+            ["80/sctp    drop  web", "80-81/tcp  drop  web"],
+        ),
+    ],
+)
+def test_protocols_that_are_guarded_alike_share_a_line(found: dict[Service, str], expected: list[str]) -> None:
+    assert section(replace(EMPTY, gated=found), "guarded") == expected
+
+
+def test_interfaces_that_are_guarded_alike_share_a_line() -> None:
+    on = {Place(interface, service): "web" for interface in ("lo", "eth0") for service in gated(80, 81)}
+    on[Place("wg0", TCP80)] = "other"
+    state = replace(EMPTY, gated=gated(22), gated_on=on)
+    assert section(state, "guarded") == [
+        "22/tcp                  drop  web",
+        "80/tcp     on wg0       drop  other",
+        "80-81/tcp  on eth0, lo  drop  web",
+    ]
+
+
+def test_a_port_that_is_guarded_everywhere_and_on_an_interface_is_one_service() -> None:
+    state = replace(EMPTY, gated=gated(80), gated_on={Place("lo", TCP80): "inside"})
+    assert "guarded (1 services)" in lines(state)
+    assert section(state, "guarded") == ["80/tcp         drop  web", "80/tcp  on lo  drop  inside"]
+
+
+# Grants
+
+
+def grant(port: int = 22, rule: str = "ssh", source: str = "192.0.2.1", **changes: Any) -> Grant:
+    return Grant(source, Service(Protocol.TCP, port), rule, 60, 42)._replace(**changes)
+
+
+def let_in(*grants: Grant) -> list[str]:
+    return section(replace(EMPTY, grants=grants), "let in")
+
+
+def test_grants_are_sorted_by_rule_and_source() -> None:
+    found = (grant(1, "b"), grant(2, "a", "192.0.2.2"), grant(1, "a", "192.0.2.2"), grant(9, "a", "::1"))
+    assert [tuple(line.split()[:3]) for line in let_in(*found)] == [
+        ("192.0.2.2", "1-2/tcp", "a"),
         ("::1", "9/tcp", "a"),
         ("192.0.2.1", "1/tcp", "b"),
     ]
+
+
+def test_what_a_knock_opened_is_one_line() -> None:
+    services = [Service(protocol, port) for protocol in Protocol for port in (22, *range(8000, 9000))]
+    # Listed while a second ends.
+    found = [grant(service=service, expires=41 + (service.port > 8500)) for service in services]
+    assert let_in(*found) == ["192.0.2.1  22,8000-8999/any  ssh  41 s left of 60"]
+    assert f"let in ({len(found)} grants)" in lines(replace(EMPTY, grants=tuple(found)))
+
+
+def test_protocols_with_other_ports_are_named_apart() -> None:
+    udp = grant(service=Service(Protocol.UDP, 53))
+    assert let_in(grant(22), grant(53), udp) == ["192.0.2.1  22,53/tcp 53/udp  ssh  42 s left of 60"]
+
+
+def test_what_ends_at_another_time_is_a_line_of_its_own() -> None:
+    found = (grant(22), grant(23, expires=44), grant(24, expires=45))
+    assert let_in(*found) == [
+        "192.0.2.1  22-23/tcp  ssh  42 s left of 60",
+        "192.0.2.1  24/tcp     ssh  45 s left of 60",
+    ]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"rule": "web"},
+        {"source": "192.0.2.2"},
+        {"timeout": 90},
+        {"door": Door(4, 32, by_interface=True), "interface": "lo"},
+    ],
+)
+def test_what_differs_is_a_line_of_its_own(other: dict[str, Any]) -> None:
+    assert len(let_in(grant(22), grant(23, **other))) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"timeout": 0, "expires": 0}, "192.0.2.1  22/tcp  ssh  for good"),
+        ({"source": "192.0.2.0", "door": Door(4, 24)}, "192.0.2.0/24  22/tcp  ssh  42 s left of 60"),
+        (
+            {"door": Door(4, 32, Mode.EXTEND, 60)},
+            "192.0.2.1  22/tcp  ssh  42 s left of 60  renewed by traffic",
+        ),
+        ({"door": Door(4, 32, Mode.ONCE)}, "192.0.2.1  22/tcp  ssh  42 s left of 60  one connection"),
+        (
+            {"door": Door(4, 32, by_interface=True), "interface": "eth0"},
+            "192.0.2.1  22/tcp  on eth0  ssh  42 s left of 60",
+        ),
+    ],
+)
+def test_a_grant_says_what_kind_it_is(changes: dict[str, Any], expected: str) -> None:
+    assert let_in(grant(**changes)) == [expected]
 
 
 # JSON
@@ -154,15 +274,46 @@ def test_the_whole_json() -> None:
         "intact": True,
         "queue": 7,
         "queue_target": "nft_queue",
+        "source_limit": 20,
         "verifier": {"port_id": 4711, "waiting": 2, "queue_full": 3, "socket_full": 4},
         "tags": ["0x00000001", "PKD0"],
         "guarded": [
             {"protocol": "tcp", "port": 22, "reject": "reset", "comment": "ssh: the door"},
             {"protocol": "udp", "port": 53, "reject": "drop", "comment": "names"},
         ],
-        "grants": [{"source": "192.0.2.1", "protocol": "tcp", "port": 22, "rule": "ssh", "timeout": 60, "expires": 42}],
+        "guarded_on": [{"interface": "eth0", "protocol": "tcp", "port": 80, "reject": "drop", "comment": "web"}],
+        "grants": [
+            {
+                "source": "192.0.2.1",
+                "prefix": 32,
+                "who": "192.0.2.1",
+                "interface": None,
+                "protocol": "tcp",
+                "port": 22,
+                "rule": "ssh",
+                "mode": "plain",
+                "timeout": 60,
+                "expires": 42,
+            },
+            {
+                "source": "2001:db8::",
+                "prefix": 64,
+                "who": "2001:db8::/64",
+                "interface": "eth0",
+                "protocol": "tcp",
+                "port": 80,
+                "rule": "web",
+                "mode": "once",
+                "timeout": 30,
+                "expires": 7,
+            },
+        ],
         "sessions": [{"source": "2001:db8::1", "source_port": 50000, "protocol": "tcp", "port": 22, "expires": 99}],
-        "counters": {"refused": {"packets": 5, "bytes": 300}, "knocks": {"packets": 2, "bytes": 128}},
+        "counters": {
+            "refused": {"packets": 5, "bytes": 300},
+            "knocks": {"packets": 2, "bytes": 128},
+            "limited": {"packets": 3, "bytes": 192},
+        },
     }
 
 

@@ -56,11 +56,12 @@ def tell(say: Say) -> bool:
 
 
 class _Story:
-    def __init__(self, say: Say, server: Namespace, client: Namespace, actions: Path) -> None:
+    def __init__(self, say: Say, server: Namespace, client: Namespace, folder: Path) -> None:
         self._say = say
+        self._folder = folder
         self._server = server
         self._client = client
-        self._rule_file = actions / "demo.json"
+        self._rule_file = folder / "actions.d" / "demo.json"
         self._key = secrets.token_hex(16)
         self._step = 0
 
@@ -161,6 +162,7 @@ class _Story:
     def _write_rule(self, port: int) -> str:
         """Write the rule file and return it as it may be shown: without its key."""
         rule = {"name": "demo", "tag": TAG, "key": self._key, "port": port, "protocol": "tcp", "window": WINDOW}
+        self._rule_file.parent.mkdir(exist_ok=True)
         self._rule_file.touch(mode=0o600)
         self._rule_file.write_text(json.dumps([rule]))
         return json.dumps(rule | {"key": "..."})
@@ -175,7 +177,7 @@ class _Story:
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[_Run]:
-        run = _Run(self._say, self._server, self._rule_file.parent)
+        run = _Run(self._say, self._server, self._folder)
         try:
             yield run
         except BaseException:
@@ -189,14 +191,17 @@ class _Story:
 class _Run:
     """`nfpkd run` on the server, and what it logs."""
 
-    def __init__(self, say: Say, server: Namespace, actions: Path) -> None:
+    def __init__(self, say: Say, server: Namespace, folder: Path) -> None:
         self._say = say
         self._server = server
-        self._actions = actions
+        self._actions = folder / "actions.d"
+        self._state = folder / "state"
         self._process: Followed | None = None
 
     def start(self) -> None:
-        self._process = Followed(self._server, [*NFPKD, "run", "--actions", str(self._actions)])
+        self._process = Followed(
+            self._server, [*NFPKD, "run", "--actions", str(self._actions), "--state-dir", str(self._state)]
+        )
         self.wait_for("guarding")
 
     def wait_for(self, text: str) -> None:

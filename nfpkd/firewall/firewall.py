@@ -8,7 +8,15 @@ from nfpkd.errors import KernelError
 from nfpkd.firewall.kernel import Kernel
 from nfpkd.firewall.layout import TABLE
 from nfpkd.firewall.nft import Transaction
-from nfpkd.firewall.ruleset import compile_ruleset, delete_table, renew_grants, transaction_to
+from nfpkd.firewall.ruleset import (
+    Options,
+    compile_ruleset,
+    delete_grants,
+    delete_table,
+    guard_first,
+    renew_grants,
+    transaction_to,
+)
 from nfpkd.firewall.state import Grant, Session, State, parse_state
 from nfpkd.rules.model import Rule
 
@@ -29,19 +37,22 @@ class Firewall:
         listing = self._kernel.list(TABLE)
         return None if listing is None else parse_state(listing)
 
-    def plan(self, rules: Iterable[Rule], queue: int) -> Transaction:
+    def plan(self, rules: Iterable[Rule], options: Options) -> Transaction:
         """Return the transaction that `apply` would send now, checked by the kernel; raises KernelError."""
-        transaction = self._plan(rules, queue)
+        transaction = self._plan(rules, options)
         self._kernel.check(transaction)
         return transaction
 
-    def apply(self, rules: Sequence[Rule], queue: int) -> Transaction:
+    def apply(self, rules: Sequence[Rule], options: Options) -> Transaction:
         """Make the kernel hold *rules* and return what was sent, empty if nothing had to be; raises KernelError."""
         for attempt in range(_ATTEMPTS):
-            transaction = self._plan(rules, queue)
-            if not transaction:
-                return transaction
+            first = guard_first(compile_ruleset(rules, options), self.read_state())
             try:
+                if first:
+                    self._kernel.apply(first)
+                transaction = self._plan(rules, options)
+                if not transaction:
+                    return transaction
                 self._kernel.apply(transaction)
             except KernelError:
                 if attempt == _ATTEMPTS - 1:
@@ -55,6 +66,21 @@ class Firewall:
         if grants:
             self._kernel.apply(renew_grants(grants))
 
+    def revoke(self, rule: str = "", address: str = "") -> tuple[Grant, ...]:
+        """Take back the grants of *rule*, of whoever has *address*, or both; empty means all.
+
+        Returns what was taken back; raises KernelError.  Open connections go on.
+        """
+        state = self.read_state()
+        found = tuple(
+            grant
+            for grant in (state.grants if state else ())
+            if rule in ("", grant.rule) and (not address or grant.lets_in(address))
+        )
+        if found:
+            self._kernel.apply(delete_grants(found))
+        return found
+
     def teardown(self) -> bool:
         """Remove the table; return False if there was none; raises KernelError."""
         existed = self._kernel.list(TABLE) is not None
@@ -62,5 +88,5 @@ class Firewall:
             self._kernel.apply(delete_table())
         return existed
 
-    def _plan(self, rules: Iterable[Rule], queue: int) -> Transaction:
-        return transaction_to(compile_ruleset(rules, queue), self.read_state(), self._list_sessions())
+    def _plan(self, rules: Iterable[Rule], options: Options) -> Transaction:
+        return transaction_to(compile_ruleset(rules, options), self.read_state(), self._list_sessions())

@@ -1,14 +1,15 @@
 """The constant part of nfpkd's table: its sets and chains, the same whatever the rules say.
 
-Rules are data: elements of these sets, and the tags in chain ``tags``.  So a
-packet's way is as long with 10,000 rules as with one, and a reload never touches
-the chains that protect.
+Rules are data: elements of these sets, and a few chains that hold what cannot
+be an element.  So a packet's way is as long with 10,000 rules as with one, and
+a reload never touches the chains that protect.
 
 ::
 
-    prerouting -160  knocks   -> tags -> knock -> verify   a knock: note its source, ask nfpkd
-                              -> hold -> verify            the first packet behind a knock waits for it
-    prerouting -150  guard    -> gate -> (rejects) refuse-...
+    prerouting -160  knocks  -> tags -> knock -> verify    a knock: note its source, ask nfpkd
+                             -> waiting -> hold -> verify  the first packet behind a knock waits for it
+    prerouting -150  guard   -> gate -> trusted, doors; (rejects) refuse-...
+                             -> interfaces -> gate         what is guarded on some interfaces only
 
 Both base chains stand behind conntrack (-200), so that state is known, and in
 front of DNAT (-100), so that ports which containers publish are guarded, too.
@@ -20,22 +21,32 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 from nfpkd.firewall import nft
 from nfpkd.firewall.nft import Chain, Counter, Declaration, Expression, Rule, Set, Table
 from nfpkd.knock.wire import UDP_LENGTH
-from nfpkd.rules.model import Protocol, Reject
+from nfpkd.rules.model import PortRange, Protocol, Reject
 
 TABLE = Table("inet", "nfpkd")
 
+# Sets
 GATED = "gated"
+GATED_ON = "gated_on"
 REJECTS = "rejects"
-TAGS = "tags"
-VERIFY = "verify"
 GRANTS = {4: "grants4", 6: "grants6"}
 SESSIONS = {4: "sessions4", 6: "sessions6"}
 KNOCKING = {4: "knocking4", 6: "knocking6"}
+FLOODING = {4: "flooding4", 6: "flooding6"}
+
+# Chains whose rules are data, made anew where they differ
+TAGS = "tags"
+VERIFY = "verify"
+TRUSTED = "trusted"
+INTERFACES = "interfaces"
+DOORS = "doors"
+DATA_CHAINS = (TAGS, VERIFY, TRUSTED, INTERFACES, DOORS)
 
 # For the next packet of a client that knocks and connects in one go.
 KNOCKING_TIMEOUT = 1
@@ -44,7 +55,14 @@ MAX_GRANTS = 1_000_000
 # Knock-shaped packets may come from forged sources.  A full set costs the
 # hold, so that a first packet may come too early, and nothing else.
 MAX_KNOCKING = 65_536
+# The same for the limit: sources that find no room are not limited.
+MAX_FLOODING = 65_536
+FLOODING_TIMEOUT = 10
 MAX_SESSIONS = 65_536
+
+# Knock-shaped packets a second from one source, IPv4 /32 or IPv6 /64: 20 clients
+# behind one address may knock at once, and a flood gets no further than this.
+DEFAULT_SOURCE_LIMIT = 20
 
 REFUSALS = {
     Reject.RESET: "refuse-reset",
@@ -55,32 +73,38 @@ REFUSALS = {
 # What is not for this host is not ours: it is forwarded as if nfpkd were not
 # there.  Broadcast and multicast reach local sockets, so they are guarded.
 _FOR_THIS_HOST = nft.anonymous_set(["local", "broadcast", "anycast", "multicast"])
+# What one subscriber of an IPv6 provider has at the least (RFC 6177).
+_SUBSCRIBER6 = "ffff:ffff:ffff:ffff::"
 _CONNECTIONS = nft.anonymous_set([Protocol.TCP, Protocol.DCCP, Protocol.SCTP])
 
-_PROTOCOL = nft.meta("l4proto")
-_PORT = nft.payload("th", "dport")
-_SERVICE = nft.concat(_PROTOCOL, _PORT)
+PROTOCOL = nft.meta("l4proto")
+PORT = nft.payload("th", "dport")
+_SERVICE = nft.concat(PROTOCOL, PORT)
+_SERVICE_ON = nft.concat(nft.meta("iifname"), PROTOCOL, PORT)
 _FAMILIES = {4: "ip", 6: "ip6"}
 _ADDRESS_TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
 
 
-def _source(family: int) -> Expression:
+def source_address(family: int) -> Expression:
     return nft.payload(_FAMILIES[family], "saddr")
 
 
 def _grant_key(family: int) -> Expression:
-    return nft.concat(_source(family), _PROTOCOL, _PORT)
+    return nft.concat(source_address(family), PROTOCOL, PORT)
 
 
 def _sets() -> Iterator[Declaration]:
     yield Set(TABLE, GATED, ("inet_proto", "inet_service"))
+    yield Set(TABLE, GATED_ON, ("ifname", "inet_proto", "inet_service"))
     yield Set(TABLE, REJECTS, ("inet_proto", "inet_service"), maps_to="verdict")
     for family, address in _ADDRESS_TYPES.items():
         yield Set(TABLE, KNOCKING[family], address, ("timeout",), MAX_KNOCKING)
+        yield Set(TABLE, FLOODING[family], address, ("timeout",), MAX_FLOODING)
         yield Set(TABLE, GRANTS[family], (address, "inet_proto", "inet_service"), ("timeout",), MAX_GRANTS)
         session = (address, "inet_service", "inet_proto", "inet_service")
         yield Set(TABLE, SESSIONS[family], session, ("timeout",), MAX_SESSIONS)
     yield Counter(TABLE, "knocks", "knock-shaped packets handed to the verifier")
+    yield Counter(TABLE, "limited", "knock-shaped packets over the limit of their source")
     yield Counter(TABLE, "held", "first packets that waited behind a knock")
     yield Counter(TABLE, "admitted", "packets let in by a grant")
     yield Counter(TABLE, "refused", "packets refused at a gate")
@@ -89,11 +113,11 @@ def _sets() -> Iterator[Declaration]:
 def _chains() -> Iterator[Declaration]:
     yield Chain(TABLE, "knocks", "prerouting", -160)
     yield Chain(TABLE, "guard", "prerouting", -150)
-    for name in (TAGS, "knock", "hold", VERIFY, "gate", *REFUSALS.values()):
+    for name in (*DATA_CHAINS, "knock", "waiting", "hold", "gate", *REFUSALS.values()):
         yield Chain(TABLE, name)
 
 
-def _rules() -> Iterator[Rule]:
+def _rules(source_limit: int) -> Iterator[Rule]:
     def rule(chain: str, comment: str, *statements: nft.Statement) -> Rule:
         return Rule(TABLE, chain, statements, comment)
 
@@ -101,51 +125,63 @@ def _rules() -> Iterator[Rule]:
     not_local = nft.match(nft.fib_type_of_destination(), _FOR_THIS_HOST, "!=")
     new = nft.match(nft.ct("state"), "new", "in")
     gated = nft.match(_SERVICE, f"@{GATED}")
+    gated_on = nft.match(_SERVICE_ON, f"@{GATED_ON}")
 
     # Not "ip6 nexthdr": l4proto is the transport protocol behind any extension headers.
     yield rule(
         "knocks",
         "shaped like a knock",
-        nft.match(_PROTOCOL, Protocol.UDP),
+        nft.match(PROTOCOL, Protocol.UDP),
         nft.match(nft.payload("udp", "length"), UDP_LENGTH),
         local,
         nft.jump(TAGS),
     )
     for family in _FAMILIES:
-        yield rule(
-            "knocks",
-            "first packet right behind a knock",
-            new,
-            nft.match(_source(family), f"@{KNOCKING[family]}"),
-            gated,
-            nft.match(_grant_key(family), f"@{GRANTS[family]}", "!="),
-            nft.goto("hold"),
-        )
+        knocking = nft.match(source_address(family), f"@{KNOCKING[family]}")
+        yield rule("knocks", "right behind a knock", new, knocking, nft.jump("waiting"))
+
+    for family in _FAMILIES:
+        granted = nft.match(_grant_key(family), f"@{GRANTS[family]}")
+        yield rule("waiting", "granted already", granted, nft.RETURN)
+    yield rule("waiting", "to a guarded port", gated, nft.goto("hold"))
+    yield rule("waiting", "to a guarded port", gated_on, nft.goto("hold"))
+
+    for family in _FAMILIES:
+        source = source_address(family)
+        if family == 6:
+            source = nft.masked(source, _SUBSCRIBER6)
+        counted = nft.element(source, timeout=FLOODING_TIMEOUT)
+        over = nft.over_limit(source_limit, source_limit)
+        flooding = nft.update(FLOODING[family], counted, over)
+        yield rule("knock", "too many from one source", flooding, nft.count("limited"), nft.RETURN)
     yield rule("knock", "ask the verifier", nft.count("knocks"))
     for family in _FAMILIES:
         # A rule of its own: on a full set, update ends the rule it stands in.
-        noted = nft.element(_source(family), timeout=KNOCKING_TIMEOUT)
+        noted = nft.element(source_address(family), timeout=KNOCKING_TIMEOUT)
         yield rule("knock", "note who knocks", nft.update(KNOCKING[family], noted))
     yield rule("knock", "ask the verifier", nft.goto(VERIFY))
     yield rule("hold", "not for this host", not_local, nft.RETURN)
     yield rule("hold", "wait for the verdict on the knock", nft.count("held"), nft.goto(VERIFY))
 
     yield rule("guard", "guarded ports", gated, nft.goto("gate"))
+    yield rule("guard", "guarded on some interfaces", nft.jump(INTERFACES))
 
     yield rule("gate", "not for this host", not_local, nft.RETURN)
+    yield rule("gate", "from where everything is let in", nft.jump(TRUSTED))
     yield rule("gate", "answers to this host", nft.match(nft.ct("direction"), "reply"), nft.ACCEPT)
     yield rule(
         "gate",
         "established connections stay",
-        nft.match(_PROTOCOL, _CONNECTIONS),
+        nft.match(PROTOCOL, _CONNECTIONS),
         nft.match(nft.ct("state"), "established", "in"),
         nft.ACCEPT,
     )
     for family in _FAMILIES:
         granted = nft.match(_grant_key(family), f"@{GRANTS[family]}")
         yield rule("gate", "granted by a knock", granted, nft.count("admitted"), nft.ACCEPT)
+    yield rule("gate", "other kinds of grants", nft.jump(DOORS))
     for family in _FAMILIES:
-        session = nft.concat(_source(family), nft.payload("th", "sport"), _PROTOCOL, _PORT)
+        session = nft.concat(source_address(family), nft.payload("th", "sport"), PROTOCOL, PORT)
         known = nft.match(session, f"@{SESSIONS[family]}")
         yield rule("gate", "open before the guard was", known, nft.ACCEPT)
     yield rule("gate", "the rest is refused", nft.count("refused"))
@@ -155,44 +191,62 @@ def _rules() -> Iterator[Rule]:
     yield rule("gate", "refused by silence", nft.DROP)
 
     reset = REFUSALS[Reject.RESET]
-    yield rule(reset, "tcp reset", nft.match(_PROTOCOL, Protocol.TCP), nft.reject("tcp reset"))
+    yield rule(reset, "tcp reset", nft.match(PROTOCOL, Protocol.TCP), nft.reject("tcp reset"))
     yield rule(reset, "port unreachable", nft.reject("icmpx", "port-unreachable"))
     yield rule(REFUSALS[Reject.ICMP], "port unreachable", nft.reject("icmpx", "port-unreachable"))
     yield rule(REFUSALS[Reject.ICMP_ADMIN], "prohibited", nft.reject("icmpx", "admin-prohibited"))
 
 
 @functools.cache
-def declarations() -> tuple[Declaration, ...]:
+def declarations(source_limit: int = DEFAULT_SOURCE_LIMIT) -> tuple[Declaration, ...]:
     """Return everything constant in the table, in the order in which it must be added.
 
-    The last rule does nothing but carry, as its comment, a fingerprint of
-    the others: a table made by another version is recognised by it.
+    The limit of knock-shaped packets from one source is part of it, because only
+    a set that is made together with its rule can hold a limit for each element.
+
+    The last rule does nothing but carry, as its comment, that limit and a
+    fingerprint of the rest: a table made by another version is recognised by it.
     """
-    constant = (*_sets(), *_chains(), *_rules())
-    text = json.dumps([declaration.to_json() for declaration in constant], sort_keys=True)
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return (*constant, Rule(TABLE, "guard", (nft.RETURN,), f"layout {fingerprint}"))
+    constant = (*_sets(), *_chains(), *_rules(source_limit))
+    described = [declaration.to_json() for declaration in constant]
+    comment = f"layout {_fingerprint(described)} limit {source_limit}"
+    return (*constant, Rule(TABLE, "guard", (nft.RETURN,), comment))
+
+
+def parse_source_limit(comment: str) -> int | None:
+    """Return the limit that the comment of a table's last guard rule tells, or None if it is not such a comment."""
+    found = re.fullmatch(r"layout [0-9a-f]+ limit (\d+)", comment)
+    return int(found[1]) if found else None
 
 
 @functools.cache
-def rule_comments() -> dict[str, tuple[str, ...]]:
+def rule_comments(source_limit: int) -> dict[str, tuple[str, ...]]:
     """Return the comments of each constant chain's rules: what an untouched table lists."""
     comments: dict[str, list[str]] = {}
-    for declaration in declarations():
+    for declaration in declarations(source_limit):
         if isinstance(declaration, Rule):
             comments.setdefault(declaration.chain, []).append(declaration.comment)
     return {chain: tuple(found) for chain, found in comments.items()}
 
 
-def tag_rule(tags: frozenset[bytes]) -> Rule:
-    """Return the rule that tells knocks by their first four payload bytes, right behind the UDP header.
+def data_rule(chain: str, comment: str, *statements: nft.Statement) -> Rule:
+    """Return a rule of a data chain; its comment ends with a fingerprint, by which a change is recognised."""
+    return Rule(TABLE, chain, statements, f"{comment} #{_fingerprint(statements)}")
 
-    An anonymous set, because nft 1.0.6 cannot declare a named set of raw payload in JSON.
+
+def tag_rules(tags_by_ports: Mapping[tuple[PortRange, ...], frozenset[bytes]]) -> Iterator[Rule]:
+    """Yield the rules that tell knocks by their first four payload bytes, right behind the UDP header.
+
+    Tags are grouped by the ports that their knocks are taken at, none standing for any.
+    The tags are an anonymous set, because nft 1.0.6 cannot declare a named set of raw payload in JSON.
     """
     first_four = nft.raw_payload("th", 64, 32)
-    members = sorted(int.from_bytes(tag, "big") for tag in tags)
-    matching = nft.match(first_four, nft.anonymous_set(members))
-    return Rule(TABLE, TAGS, (matching, nft.goto("knock")), "tags in use")
+    for ports, tags in sorted(tags_by_ports.items()):
+        where = [nft.port_range(first, last) for first, last in ports]
+        at = [nft.match(nft.payload("udp", "dport"), nft.anonymous_set(where))] if where else []
+        members = sorted(int.from_bytes(tag, "big") for tag in tags)
+        tagged = nft.match(first_four, nft.anonymous_set(members))
+        yield data_rule(TAGS, "tags in use", *at, tagged, nft.goto("knock"))
 
 
 def queue_rule(number: int) -> Rule:
@@ -202,3 +256,21 @@ def queue_rule(number: int) -> Rule:
     an xtables target, which tolerates no company.
     """
     return Rule(TABLE, VERIFY, (nft.queue_bypass(number),), f"queue {number}")
+
+
+def trusted_rules(interfaces: Iterable[str]) -> Iterator[Rule]:
+    """Yield the rule that lets everything in that comes by one of *interfaces*."""
+    names = sorted(set(interfaces))
+    if names:
+        yield data_rule(TRUSTED, "trusted", nft.match(nft.meta("iifname"), nft.anonymous_set(names)), nft.ACCEPT)
+
+
+def interface_rules(*, in_use: bool) -> Iterator[Rule]:
+    """Yield the rule that looks for what is guarded on some interfaces only, if anything is."""
+    if in_use:
+        gated_on = nft.match(_SERVICE_ON, f"@{GATED_ON}")
+        yield data_rule(INTERFACES, "guarded on this interface", gated_on, nft.goto("gate"))
+
+
+def _fingerprint(described: object) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]

@@ -131,6 +131,10 @@ def delete_elements(table: Table, set_name: str, elements: Sequence[Expression])
     return {"delete": {"element": _in(table, name=set_name, elem=list(elements))}}
 
 
+def delete_set(table: Table, name: str) -> Json:
+    return {"delete": {"set": _in(table, name=name)}}
+
+
 def flush_chain(table: Table, chain: str) -> Json:
     return {"flush": {"chain": _in(table, name=chain)}}
 
@@ -161,6 +165,10 @@ def fib_type_of_destination() -> Expression:
 
 def concat(*parts: Expression) -> Expression:
     return {"concat": list(parts)}
+
+
+def masked(value: Expression, mask: str) -> Expression:
+    return {"&": [value, mask]}
 
 
 def anonymous_set(members: Iterable[Expression]) -> Expression:
@@ -210,9 +218,24 @@ def reject(kind: str, code: str = "") -> Statement:
     return {"reject": {"type": kind} | ({"expr": code} if code else {})}
 
 
-def update(set_name: str, value: Expression) -> Statement:
-    """Add *value* to the set from the packet path, or refresh its timeout."""
-    return {"set": {"op": "update", "elem": value, "set": f"@{set_name}"}}
+def update(set_name: str, value: Expression, *statements: Statement) -> Statement:
+    """Add *value* to the set from the packet path, or refresh its timeout; *statements* are kept for each element."""
+    described = {"op": "update", "elem": value, "set": f"@{set_name}"}
+    return {"set": described | ({"stmt": list(statements)} if statements else {})}
+
+
+def remove(set_name: str, value: Expression) -> Statement:
+    """Delete *value* from the set from the packet path."""
+    return {"set": {"op": "delete", "elem": value, "set": f"@{set_name}"}}
+
+
+def over_limit(packets: int, burst: int) -> Statement:
+    """Match what exceeds *packets* a second, after *burst* at once."""
+    return {"limit": {"rate": packets, "burst": burst, "per": "second", "inv": True}}
+
+
+def port_range(first: int, last: int) -> Expression:
+    return first if first == last else {"range": [first, last]}
 
 
 ACCEPT: Statement = {"accept": None}

@@ -1,5 +1,6 @@
-"""Connections that are open now, from /proc/net/tcp: they go on when a guard is put in front of them.
+"""What sockets are doing now, from /proc/net/tcp and its like.
 
+Connections that are open go on when a guard is put in front of them.
 Conntrack knows a connection only from its first packet after conntrack came
 up.  To a host that never used it, a session from an hour ago would look like
 a stranger's.
@@ -19,6 +20,9 @@ from nfpkd.rules.model import Protocol, Service
 _PROC = Path("/proc/thread-self/net")
 # Linux: include/net/tcp_states.h
 _ESTABLISHED = "01"
+_LISTEN = "0A"
+# What a UDP socket without a peer is in.
+_CLOSE = "07"
 
 
 def list_open_sessions() -> Iterator[Session]:
@@ -31,12 +35,40 @@ def list_open_sessions() -> Iterator[Session]:
 
 def parse_sessions(table: str) -> Iterator[Session]:
     """Yield the established connections in the text of /proc/net/tcp or tcp6 (proc_net_tcp.rst)."""
+    for port, remote, state in _parse_rows(table):
+        if state == _ESTABLISHED:
+            address, remote_port = remote.split(":")
+            yield Session(_parse_address(address), int(remote_port, 16), Service(Protocol.TCP, port))
+
+
+def list_listening_services() -> set[Service] | None:
+    """Return what tcp and udp sockets of this network namespace listen on, at any address; None if /proc is silent.
+
+    A UDP socket that only ever sends looks the same as one that listens.
+    """
+    found: set[Service] = set()
+    readable = False
+    for protocol in (Protocol.TCP, Protocol.UDP):
+        for name in (protocol.label, f"{protocol.label}6"):
+            with contextlib.suppress(OSError):
+                found.update(parse_listening((_PROC / name).read_text(), protocol))
+                readable = True
+    return found if readable else None
+
+
+def parse_listening(table: str, protocol: Protocol) -> Iterator[Service]:
+    """Yield what is listened on in the text of /proc/net/tcp, tcp6, udp or udp6."""
+    state_of_listeners = _CLOSE if protocol is Protocol.UDP else _LISTEN
+    for port, _, state in _parse_rows(table):
+        if state == state_of_listeners:
+            yield Service(protocol, port)
+
+
+def _parse_rows(table: str) -> Iterator[tuple[int, str, str]]:
+    """Yield local port, remote address and port, and state of each row."""
     for line in table.splitlines()[1:]:
         _, local, remote, state, *_ = line.split()
-        if state == _ESTABLISHED:
-            address, port = remote.split(":")
-            service = Service(Protocol.TCP, int(local.split(":")[1], 16))
-            yield Session(_parse_address(address), int(port, 16), service)
+        yield int(local.split(":")[1], 16), remote, state
 
 
 def _parse_address(words: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from nfpkd.firewall import layout
+from nfpkd.firewall.doors import Door, parse_door
 from nfpkd.firewall.nft import Json, Set
 from nfpkd.rules.model import Protocol, Reject, Service
 
@@ -19,6 +21,8 @@ class Grant(NamedTuple):
     """An open door: *source* may reach *service*; *rule* is the rule's name.
 
     *timeout* and *expires* are seconds; a *timeout* of 0, which only an admin makes, has no end.
+    *door* is the kind of grant, None standing for the usual one; *source* is the first address
+    of what a wider door lets in, and *interface* where, if the door is for one.
     """
 
     source: str
@@ -26,13 +30,36 @@ class Grant(NamedTuple):
     rule: str
     timeout: int
     expires: int
+    door: Door | None = None
+    interface: str = ""
+
+    @property
+    def set_name(self) -> str:
+        return self.door.name if self.door else layout.GRANTS[family_of(self.source)]
+
+    @property
+    def who(self) -> str:
+        """Who is let in, as a person would write it: an address, or a network."""
+        wide = self.door is not None and self.door.prefix < (32 if self.door.family == 4 else 128)
+        return f"{self.source}/{self.door.prefix}" if self.door and wide else self.source
+
+    def lets_in(self, address: str) -> bool:
+        """Tell whether *address*, numeric, is the one or among those that are let in."""
+        return ipaddress.ip_address(address) in ipaddress.ip_network(self.who)
 
 
 class Session(NamedTuple):
-    """A connection that was open before its port was guarded."""
+    """A connection that was open before its port was guarded, or that a grant for one connection let in."""
 
     source: str
     source_port: int
+    service: Service
+
+
+class Place(NamedTuple):
+    """A service that is guarded on one interface only."""
+
+    interface: str
     service: Service
 
 
@@ -45,20 +72,30 @@ class Traffic(NamedTuple):
 class State:
     """nfpkd's table in the kernel.
 
-    *intact* is False if the constant part is not what this version makes.
-    *gated* maps each guarded service to its comment.  *queue* is None while
-    the table hands packets to nobody; *queue_target* is "nft_queue" or "nft_compat".
+    *intact* is False if the constant part is not what this version makes for *source_limit*.
+    *gated* and *gated_on* map what is guarded to comments; *chains* maps each data chain to its
+    rules' comments, and *doors* is the kinds of grants that have sets of their own.  *queue*
+    is None while the table hands packets to nobody; *queue_target* is "nft_queue" or "nft_compat".
     """
 
     intact: bool
+    source_limit: int
     queue: int | None
     queue_target: str
     tags: frozenset[bytes]
     gated: dict[Service, str]
+    gated_on: dict[Place, str]
     rejects: dict[Service, Reject]
+    doors: frozenset[Door]
+    chains: dict[str, tuple[str, ...]]
     grants: tuple[Grant, ...]
     sessions: tuple[tuple[Session, int], ...]
     counters: dict[str, Traffic]
+
+
+def family_of(address: str) -> int:
+    """Return 4 or 6, the version of the IP that *address* belongs to."""
+    return 6 if ":" in address else 4
 
 
 def parse_state(listing: Iterable[Json]) -> State:
@@ -75,22 +112,29 @@ def parse_state(listing: Iterable[Json]) -> State:
             elif kind == "counter":
                 counters[described["name"]] = Traffic(described["packets"], described["bytes"])
     queue, target = _parse_queue(rules.get(layout.VERIFY, []))
+    comments = {chain: tuple(rule.get("comment", "") for rule in found) for chain, found in rules.items()}
+    source_limit = layout.parse_source_limit(comments.get("guard", ("",))[-1])
+    doors = {name: door for name in sets if (door := parse_door(name))}
     foreign: list[Any] = []
-    grants = [listed for name in layout.GRANTS.values() for listed in sets.get(name, [])]
+    grants = [grant for name, door in doors.items() for grant in _read_ours(_grant_reader(door), sets[name], foreign)]
     sessions = [listed for name in layout.SESSIONS.values() for listed in sets.get(name, [])]
     tags = _read_ours(_read_tags, rules.get(layout.TAGS, []), foreign)
     return State(
         gated=dict(_read_ours(_read_gated, sets.get(layout.GATED, []), foreign)),
+        gated_on=dict(_read_ours(_read_gated_on, sets.get(layout.GATED_ON, []), foreign)),
         rejects=dict(_read_ours(_read_reject, sets.get(layout.REJECTS, []), foreign)),
-        grants=tuple(_read_ours(_read_grant, grants, foreign)),
+        grants=tuple(grants),
         sessions=tuple(_read_ours(_read_session, sessions, foreign)),
         tags=frozenset().union(*tags),
+        doors=frozenset(door for door in doors.values() if not door.is_usual),
+        chains={chain: comments.get(chain, ()) for chain in layout.DATA_CHAINS},
         queue=queue,
         queue_target=target,
         counters=counters,
+        source_limit=source_limit or 0,
         intact=not foreign
-        and max(len(rules.get(chain, ())) for chain in (layout.TAGS, layout.VERIFY)) <= 1
-        and _is_intact(sets.keys(), rules),
+        and source_limit is not None
+        and _is_intact(sets.keys() - {door.name for door in doors.values()}, comments, source_limit),
     )
 
 
@@ -109,13 +153,11 @@ def _read_ours(read: Callable[[Any], _T], listed: Iterable[Any], foreign: list[A
     return found
 
 
-def _is_intact(set_names: Iterable[str], rules: dict[str, list[Json]]) -> bool:
+def _is_intact(set_names: Iterable[str], comments: dict[str, tuple[str, ...]], source_limit: int) -> bool:
     """Tell the constant part by its rules' comments, one of which is a fingerprint of all the rest."""
-    comments = {
-        chain: tuple(rule.get("comment", "") for rule in rules.get(chain, ())) for chain in layout.rule_comments()
-    }
-    expected = {d.name for d in layout.declarations() if isinstance(d, Set)}
-    return comments == layout.rule_comments() and expected == set(set_names)
+    expected = layout.rule_comments(source_limit)
+    sets = {d.name for d in layout.declarations(source_limit) if isinstance(d, Set)} - set(layout.GRANTS.values())
+    return sets == set(set_names) and all(comments.get(chain) == found for chain, found in expected.items())
 
 
 def _parse_queue(rules: list[Json]) -> tuple[int | None, str]:
@@ -129,7 +171,8 @@ def _parse_queue(rules: list[Json]) -> tuple[int | None, str]:
 
 
 def _read_tags(rule: Json) -> frozenset[bytes]:
-    members = rule["expr"][0]["match"]["right"]
+    # The last match is the tags'; one in front of it may be for the knock's port.
+    members = [statement for statement in rule["expr"] if "match" in statement][-1]["match"]["right"]
     values = members["set"] if isinstance(members, dict) else [members]
     return frozenset(value.to_bytes(4, "big") for value in values)
 
@@ -139,15 +182,33 @@ def _read_gated(listed: Any) -> tuple[Service, str]:
     return _service(*key), described.get("comment", "")
 
 
+def _read_gated_on(listed: Any) -> tuple[Place, str]:
+    (interface, *service), described = _read_element(listed)
+    return Place(interface, _service(*service)), described.get("comment", "")
+
+
 def _read_reject(listed: Any) -> tuple[Service, Reject]:
     key, verdict = listed
     return _service(*key["concat"]), _REJECTS[verdict["goto"]["target"]]
 
 
-def _read_grant(listed: Any) -> Grant:
-    (source, protocol, port), described = _read_element(listed)
-    timeout, expires = described.get("timeout", 0), described.get("expires", 0)
-    return Grant(source, _service(protocol, port), described.get("comment", ""), timeout, expires)
+def _grant_reader(door: Door) -> Callable[[Any], Grant]:
+    def read(listed: Any) -> Grant:
+        key, described = _read_element(listed)
+        *interface, source, protocol, port = key
+        if len(interface) != door.by_interface or not isinstance(source, str):
+            raise ValueError("not a grant of this kind")
+        return Grant(
+            source,
+            _service(protocol, port),
+            described.get("comment", ""),
+            described.get("timeout", 0),
+            described.get("expires", 0),
+            None if door.is_usual else door,
+            *interface,
+        )
+
+    return read
 
 
 def _read_session(listed: Any) -> tuple[Session, int]:

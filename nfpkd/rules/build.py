@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
+import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 from nfpkd.errors import Problem, RulesError
 from nfpkd.rules import model, schema
-from nfpkd.rules.model import PortRange, Protocol, Reject, Rule, Service
-from nfpkd.rules.positions import Document
+from nfpkd.rules.model import (
+    Network,
+    PortRange,
+    Prefixes,
+    Protocol,
+    Rate,
+    Reject,
+    Rule,
+    Service,
+    TimedKey,
+    Trigger,
+)
+from nfpkd.rules.positions import Document, Path
 
 _T = TypeVar("_T")
 
 ANY_PROTOCOL = tuple(Protocol)
+CONNECTION_PROTOCOLS = {Protocol.TCP, Protocol.DCCP, Protocol.SCTP}
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
 class PlacedRule(NamedTuple):
@@ -78,51 +97,180 @@ class _Builder:
     def build(self) -> Rule | None:
         """Return the rule, or None if it has faults."""
         faults_before = len(self._faults)
-        key = self._parse("key", model.parse_key, "")
-        tag = self._parse("tag", model.parse_tag, model.DEFAULT_TAG)
-        reject = self._reject()
-        if len(self._faults) > faults_before or key is None or tag is None:
-            return None
-        port = self._fields["port"]
-        skew = self._fields.get("skew", 0) or model.DEFAULT_SKEW
-        return Rule(
+        get = self._fields.get
+        skew = get("skew", 0) or model.DEFAULT_SKEW
+        rule = Rule(
             name=self._fields["name"],
-            key=key,
-            tag=tag,
-            ports=(PortRange(port, port),),
+            keys=self._keys(),
+            tag=self._parse(("tag",), get("tag", model.DEFAULT_TAG), model.parse_tag) or b"",
+            ports=self._ports("port"),
             protocols=self._protocols(),
-            window=self._fields.get("window", model.DEFAULT_WINDOW),
+            window=get("window", model.DEFAULT_WINDOW),
             skew=None if skew == -1 else skew,
-            reject=reject,
-            old=self._fields.get("old", False),
-            description=self._fields.get("description", ""),
+            reject=self._reject(),
+            old=get("old", False),
+            description=get("description", ""),
+            knock_ports=self._ports("knock-port"),
+            rate=Rate(**get("rate", {})),
+            sources=tuple(self._sources()),
+            prefixes=Prefixes(**get("grant", {})),
+            extend=get("extend", False),
+            once=get("once", False),
+            interfaces=tuple(dict.fromkeys(get("interfaces", ()))),
+            trigger=self._trigger(),
         )
+        self._check_together(rule)
+        return rule if len(self._faults) == faults_before else None
 
-    def _fault(self, field: str, message: str) -> None:
-        self._faults.append(self._document.problem((self._index, field), f'"{field}" {message}'))
+    def _check_together(self, rule: Rule) -> None:
+        """Find what is wrong between fields that are right by themselves."""
+        if "port" not in self._fields and "ext-command" not in self._fields:
+            self._fault((), 'has neither a "port" to open nor an "ext-command" to run')
+        count = sum(last - first + 1 for first, last in rule.ports)
+        if count > model.MAX_PORTS_PER_RULE:
+            self._fault(("port",), f"names {count} ports; at most {model.MAX_PORTS_PER_RULE} fit into one rule")
+        if rule.extend and rule.trigger.close_command:
+            self._fault(("close-command",), 'cannot follow a window that traffic renews; not together with "extend"')
+        if rule.once and rule.extend:
+            self._fault(("extend",), 'renews what "once" ends at the first connection; give one of the two')
+        if rule.once and not set(rule.protocols) <= CONNECTION_PROTOCOLS:
+            names = ", ".join(sorted(protocol.label for protocol in CONNECTION_PROTOCOLS))
+            self._fault(("once",), f'needs a "protocol" with connections: {names}')
 
-    def _parse(self, field: str, parse: Callable[[str], _T], default: str) -> _T | None:
-        text = self._fields.get(field, default)
+    def _fault(self, path: Path, message: str) -> None:
+        what = f'"{path[0]}"' if path else "the rule"
+        self._faults.append(self._document.problem((self._index, *path), f"{what} {message}"))
+
+    def _parse(self, path: Path, text: str, parse: Callable[[str], _T]) -> _T | None:
         try:
             value = parse(text)
         except ValueError as error:
-            self._fault(field, str(error))
+            self._fault(path, str(error))
             return None
         if model.is_odd_hex(text):
-            message = f'"{field}" has an odd number of hex digits; its last byte is read with a 0 behind'
-            self._warnings.append(self._document.problem((self._index, field), message))
+            message = f'"{path[0]}" has an odd number of hex digits; its last byte is read with a 0 behind'
+            self._warnings.append(self._document.problem((self._index, *path), message))
         return value
 
+    def _keys(self) -> tuple[TimedKey, ...]:
+        if ("key" in self._fields) == ("keys" in self._fields):
+            self._fault(("keys",) if "keys" in self._fields else (), 'needs one of "key" and "keys"')
+            return ()
+        if "key" in self._fields:
+            found = [self._timed_key(self._fields, ())]
+        else:
+            for field in ("not-before", "not-after"):
+                if field in self._fields:
+                    self._fault((field,), 'goes with "key"; in "keys" each key has its own')
+            found = [
+                self._timed_key(entry if isinstance(entry, dict) else {"key": entry}, ("keys", index))
+                for index, entry in enumerate(self._fields["keys"])
+            ]
+        secrets = [key and key.secret for key in found]
+        for index, secret in enumerate(secrets):
+            # Of one knock, a rule would say two things at once.
+            if secret is not None and secret in secrets[:index]:
+                self._fault(("keys", index), "has the same key a second time")
+        return tuple(key for key in found if key is not None)
+
+    def _timed_key(self, fields: dict[str, Any], path: Path) -> TimedKey | None:
+        inside = ("key",) if not path or isinstance(self._fields["keys"][path[1]], dict) else ()
+        secret = self._parse((*path, *inside), fields["key"], model.parse_key)
+        times = [
+            self._parse((*path, field), fields[field], _parse_time) if field in fields else None
+            for field in ("not-before", "not-after")
+        ]
+        if None not in times and times[0] > times[1]:  # type: ignore[operator]
+            self._fault((*path, "not-after"), 'is before "not-before": the key would never be good')
+        return None if secret is None else TimedKey(secret, times[0], times[1])
+
+    def _ports(self, field: str) -> tuple[PortRange, ...]:
+        given = self._fields.get(field, [])
+        found = []
+        for index, entry in enumerate(given if isinstance(given, list) else [given]):
+            path = (field, index) if isinstance(given, list) else (field,)
+            found.append(self._parse(path, str(entry), _parse_port_range))
+        return tuple(ports for ports in found if ports is not None)
+
     def _protocols(self) -> tuple[Protocol, ...]:
-        name = self._fields.get("protocol", "any")
-        return ANY_PROTOCOL if name == "any" else (Protocol[name.upper()],)
+        given = self._fields.get("protocol", "any")
+        if given == "any":
+            return ANY_PROTOCOL
+        names = given if isinstance(given, list) else [given]
+        return tuple(dict.fromkeys(Protocol[name.upper()] for name in names))
 
     def _reject(self) -> Reject:
         if "reject" in self._fields and "reset" in self._fields:
-            self._fault("reset", 'is an older spelling of "reject"; give one of the two')
+            self._fault(("reset",), 'is an older spelling of "reject"; give one of the two')
         if "reset" in self._fields:
             return Reject.RESET if self._fields["reset"] else Reject.DROP
         return Reject(self._fields.get("reject", "drop"))
+
+    def _sources(self) -> Iterator[Network]:
+        for index, text in enumerate(self._fields.get("from", ())):
+            network = self._parse(("from", index), text, _parse_network)
+            if network is not None:
+                yield network
+
+    def _trigger(self) -> Trigger:
+        return Trigger(
+            command=self._command("ext-command"),
+            close_command=self._command("close-command"),
+            user=self._fields.get("ext-user", "nobody"),
+            timeout=self._fields.get("ext-timeout", 30),
+        )
+
+    def _command(self, field: str) -> tuple[str, ...]:
+        given = self._fields.get(field, [])
+        argv = self._parse((field,), given, _split_words) if isinstance(given, str) else tuple(given)
+        if argv and not argv[0].startswith("/"):
+            self._fault((field,), "must start with the absolute path of a program: no search path is used")
+        if argv and any("\0" in word for word in argv):
+            self._fault((field,), "has a zero byte, which no argument can hold")
+        return argv or ()
+
+
+def _parse_port_range(text: str) -> PortRange:
+    first, _, last = text.partition("-")
+    found = PortRange(int(first), int(last or first))
+    if not 1 <= found.first <= found.last <= 65535:
+        raise ValueError(f"is not a range of ports from low to high within 1 to 65535: {text}")
+    return found
+
+
+def _parse_network(text: str) -> Network:
+    try:
+        if "%" in text:
+            raise ValueError("an IPv6 scope")
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        hint = "" if "host bits" not in str(error) else "; bits behind the prefix must be zero"
+        raise ValueError(f"must be an address or a network, not {json.dumps(text[:50])}{hint}") from None
+
+
+def _parse_time(text: str) -> int:
+    """Return the Unix seconds of *text*, as RFC 3339 writes moments."""
+    try:
+        moment = datetime.fromisoformat(text.upper())
+    except ValueError:
+        moment = None
+    try:
+        if moment is not None and moment.tzinfo is not None and _TIME.match(text.upper()):
+            # Also in UTC, as it is shown to people, its year must have four digits.
+            return int(moment.astimezone(UTC).timestamp())
+    except OverflowError:
+        pass
+    raise ValueError("must be a moment with its offset from UTC, such as 2027-01-31T12:00:00Z")
+
+
+def _split_words(text: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise ValueError(f"cannot be split into words: {str(error).lower()}") from None
+    if not words:
+        raise ValueError("is empty")
+    return words
 
 
 def find_conflicts(rules: Iterable[PlacedRule]) -> Iterator[Problem]:

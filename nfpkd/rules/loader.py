@@ -36,11 +36,14 @@ class FileStamp(NamedTuple):
     changed_ns: int
 
 
-def load_rules(directory: Path, *, strict_modes: bool = True) -> Loaded:
+def load_rules(directory: Path, *, strict_modes: bool = True, places: list[PlacedRule] | None = None) -> Loaded:
     """Return the rules of every ``*.json`` below *directory*; raises RulesError listing all that is wrong.
 
     With *strict_modes*, files and directories that others could read or
     change are refused: the files hold keys, and rules decide who gets in.
+
+    The same rules with their places are added to *places*, which then holds on
+    to the text of all files.
     """
     problems: list[Problem] = []
     placed: list[PlacedRule] = []
@@ -58,6 +61,8 @@ def load_rules(directory: Path, *, strict_modes: bool = True) -> Loaded:
         problems.extend(find_conflicts(placed))
     if problems:
         raise RulesError(problems)
+    if places is not None:
+        places.extend(placed)
     return Loaded(tuple(p.rule for p in placed), tuple(warnings), len(paths))
 
 
@@ -164,7 +169,7 @@ def _os_problem(path: Path, error: OSError) -> Problem:
 def _find_loose_modes(path: Path, info: os.stat_result) -> Iterator[Problem]:
     """Yield what would let others read a key or change a rule.
 
-    A group may read only if it is the one that nfpkd itself runs with, as in
+    A group may read only if it is one that nfpkd itself runs with, as in
     ``root:nfpkd 0640``.
     """
     if info.st_uid not in (0, os.geteuid()):
@@ -175,7 +180,7 @@ def _find_loose_modes(path: Path, info: os.stat_result) -> Iterator[Problem]:
             yield Problem(str(path), 0, 0, f'others can add rules here: run "chmod go-w {path}"')
         return
     forbidden = stat.S_IRWXO | stat.S_IWGRP
-    if info.st_gid not in (0, os.getegid()):
+    if info.st_gid not in (0, os.getegid(), *os.getgroups()):
         forbidden |= stat.S_IRGRP
     if info.st_mode & forbidden:
         can = "change" if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+import ipaddress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ MAX_WINDOW = 365 * 24 * 3600
 # interval sets leak packets while they change.  This bounds what one rule may
 # ask of the kernel.
 MAX_PORTS_PER_RULE = 4096
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Protocol(enum.IntEnum):
@@ -63,6 +66,49 @@ class PortRange(NamedTuple):
 
     def __str__(self) -> str:
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+def merge_ranges(ranges: Iterable[PortRange]) -> tuple[PortRange, ...]:
+    """Return the same ports in as few ranges as possible, in order."""
+    merged: list[PortRange] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1].last + 1:
+            merged[-1] = PortRange(merged[-1].first, max(last, merged[-1].last))
+        else:
+            merged.append(PortRange(first, last))
+    return tuple(merged)
+
+
+class Rate(NamedTuple):
+    """At most *knocks* accepted in *per* seconds, *burst* of them at once; as in nf-pkd by default."""
+
+    knocks: int = 1
+    per: int = 5
+    burst: int = 1
+
+
+class Prefixes(NamedTuple):
+    """How many bits of a knock's source address a grant is for, by family."""
+
+    ipv4: int = 32
+    ipv6: int = 128
+
+
+class Trigger(NamedTuple):
+    """Commands as argument lists, empty for none: *command* runs at a knock, *close_command* as the window ends."""
+
+    command: tuple[str, ...] = ()
+    close_command: tuple[str, ...] = ()
+    user: str = "nobody"
+    timeout: int = 30
+
+    def __bool__(self) -> bool:
+        return bool(self.command or self.close_command)
+
+
+DEFAULT_RATE = Rate()
+ONE_ADDRESS = Prefixes()
+NO_TRIGGER = Trigger()
 
 
 class Secret:
@@ -137,15 +183,25 @@ def format_tag(tag: bytes) -> str:
     return "0x" + tag.hex()
 
 
+class TimedKey(NamedTuple):
+    """A shared key, good from *not_before* to *not_after* (Unix seconds, both included); None is without limit."""
+
+    secret: Secret
+    not_before: int | None = None
+    not_after: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Who may open what: the one thing that an administrator writes.
 
-    *window* and *skew* are seconds; a *skew* of None ignores the clock.
+    *window* and *skew* are seconds; a *skew* of None ignores the clock.  No
+    *ports* means that a knock only runs the rule's command; no *knock_ports*,
+    *sources* or *interfaces* means any.
     """
 
     name: str
-    key: Secret
+    keys: tuple[TimedKey, ...]
     tag: bytes
     ports: tuple[PortRange, ...]
     protocols: tuple[Protocol, ...]
@@ -154,6 +210,14 @@ class Rule:
     reject: Reject = Reject.DROP
     old: bool = False
     description: str = ""
+    knock_ports: tuple[PortRange, ...] = ()
+    rate: Rate = DEFAULT_RATE
+    sources: tuple[Network, ...] = ()
+    prefixes: Prefixes = ONE_ADDRESS
+    extend: bool = False
+    once: bool = False
+    interfaces: tuple[str, ...] = ()
+    trigger: Trigger = NO_TRIGGER
 
     def services(self) -> Iterator[Service]:
         """Yield every protected protocol and port; overlapping ranges repeat theirs."""
@@ -168,7 +232,9 @@ class Rule:
         return protocol in self.protocols and any(first <= port <= last for first, last in self.ports)
 
     def describe_services(self) -> str:
-        """Return the protected ports as a person would write them: ``22/tcp`` or ``8000-8100``."""
+        """Return the protected ports as a person would write them: ``22/tcp`` or ``8000-8100/udp``."""
+        if not self.ports:
+            return "no port"
         ports = ",".join(map(str, self.ports))
         if set(self.protocols) == set(Protocol):
             return f"{ports}/any"

@@ -13,6 +13,8 @@ import jsonschema
 
 from nfpkd.rules.positions import Path
 
+_SECRET_FIELDS = frozenset({"key", "keys"})
+
 
 class Finding(NamedTuple):
     """What is wrong with the value, or the key, that *path* leads to."""
@@ -54,8 +56,17 @@ def _find_whole_floats(document: object) -> Iterator[Finding]:
     for index, rule in enumerate(document):
         if isinstance(rule, dict):
             for field, value in rule.items():
-                if isinstance(value, float) and value.is_integer():
-                    yield Finding((index, field), f'"{field}" must be written without a decimal point')
+                for path in _find_whole(value):
+                    yield Finding((index, field, *path), f'"{field}" must be written without a decimal point')
+
+
+def _find_whole(value: object) -> Iterator[Path]:
+    if isinstance(value, float) and value.is_integer():
+        yield ()
+    elif isinstance(value, (dict, list)):
+        for step, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            for path in _find_whole(inner):
+                yield (step, *path)
 
 
 def _explain(error: jsonschema.ValidationError, document: object) -> Iterator[Finding]:
@@ -65,11 +76,12 @@ def _explain(error: jsonschema.ValidationError, document: object) -> Iterator[Fi
     if error.validator == "required":
         for missing in schema["required"]:
             if missing not in instance:
-                yield Finding(path, f'the rule has no "{missing}"')
+                yield Finding(path, f'{_name_object(path)} has no "{missing}"')
     elif error.validator == "additionalProperties":
         known = schema["properties"]
         for unknown in instance.keys() - known.keys():
-            yield Finding((*path, unknown), _explain_unknown(unknown, known), at_key=True)
+            message = _explain_unknown(unknown, known, _name_object(path))
+            yield Finding((*path, unknown), message, at_key=True)
     elif len(path) < 2:
         what = "the file" if not path else "each entry of the list"
         hint = "; put [ and ] around it" if isinstance(document, dict) else ""
@@ -77,17 +89,21 @@ def _explain(error: jsonschema.ValidationError, document: object) -> Iterator[Fi
     else:
         field = str(path[1])
         expected = load_schema()["$defs"]["rule"]["properties"][field]["errorMessage"]
-        given = "" if field == "key" else _show(instance)
+        given = "" if field in _SECRET_FIELDS else _show(instance)
         yield Finding(path, f'"{field}" {expected}{given}')
 
 
-def _explain_unknown(name: str, known: dict[str, object]) -> str:
+def _name_object(path: Path) -> str:
+    return "the rule" if len(path) < 2 else f'"{path[1]}"'
+
+
+def _explain_unknown(name: str, known: dict[str, object], owner: str) -> str:
     shown = json.dumps(name[:40])
     if name == "$schema":
         return '"$schema" has no place in a rule; the README shows how to tell an editor'
     nearest = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
     hint = f'did you mean "{nearest[0]}"?' if nearest else f"known are {', '.join(known)}"
-    return f"{shown} is not a field of a rule; {hint}"
+    return f"{shown} is not a field of {owner}; {hint}"
 
 
 def _show(value: object) -> str:

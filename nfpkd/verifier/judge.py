@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import enum
 import hmac
-from collections.abc import Iterable
+import ipaddress
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from nfpkd.errors import WireError
-from nfpkd.knock.wire import decode_knock_untrusted, make_digest
-from nfpkd.rules.model import Rule
+from nfpkd.knock.wire import Knock, decode_knock_untrusted, make_digest
+from nfpkd.rules.model import Network, Rate, Rule, TimedKey
 from nfpkd.verifier.packet import Datagram
 from nfpkd.verifier.ratelimit import TokenBucket
-from nfpkd.verifier.replay import Freshness, ReplayMemory
+from nfpkd.verifier.replay import EVERYTHING_CUT_OFF, Freshness, KeyId, ReplayBook, identify_key
 
 
 class Outcome(enum.Enum):
@@ -25,7 +26,11 @@ class Outcome(enum.Enum):
 
     ACCEPTED = "accepted"
     REPLAYED = "replayed"
+    CUT_OFF = "cut_off"
     MEMORY_FULL = "memory_full"
+    KEY_NOT_YET_VALID = "key_not_yet_valid"
+    KEY_EXPIRED = "key_expired"
+    SOURCE_NOT_ALLOWED = "source_not_allowed"
     CLOCK_OFF = "clock_off"
     RATE_LIMITED = "rate_limited"
 
@@ -38,50 +43,76 @@ class Judgement(NamedTuple):
     clock_offset: int
 
 
+class _Opening(NamedTuple):
+    """A rule that a key opens, and when that key is good for it."""
+
+    rule: Rule
+    key: TimedKey
+
+
 class _Candidate(NamedTuple):
-    """The rules that one tag and key can open, split by the digests that they accept."""
+    """What one key can open among the rules with one tag; *accepts_old* if any of them takes the old digest."""
 
     key: bytes
-    rules: tuple[Rule, ...]
-    accepting_old: tuple[Rule, ...]
+    key_id: KeyId
+    openings: tuple[_Opening, ...]
+    accepts_old: bool
 
 
 class Judge:
     """Judges knocks by a set of rules that can be replaced while its memory goes on."""
 
-    def __init__(self, rules: Iterable[Rule] = ()) -> None:
-        self._memories: dict[bytes, ReplayMemory] = {}
-        self._buckets: dict[str, TokenBucket] = {}
+    def __init__(self, rules: Sequence[Rule] = (), memory: ReplayBook | None = None) -> None:
+        self.memory = ReplayBook() if memory is None else memory
+        self._buckets: dict[str, tuple[Rate, TokenBucket]] = {}
         self._skews: dict[bytes, float] = {}
+        self._rules: tuple[Rule, ...] = ()
         self._candidates: dict[bytes, tuple[_Candidate, ...]] = {}
         self.replace_rules(rules)
 
-    def replace_rules(self, rules: Iterable[Rule]) -> None:
-        """Judge by *rules* from now on.
-
-        Replay memories belong to keys and are never dropped: a key that is taken
-        away and comes back must not bring its old knocks along.
-        """
-        by_tag: dict[bytes, dict[bytes, list[Rule]]] = {}
+    def replace_rules(self, rules: Sequence[Rule]) -> None:
+        """Judge by *rules* from now on."""
+        by_tag: dict[bytes, dict[bytes, list[_Opening]]] = {}
         skews: dict[bytes, float] = {}
-        buckets: dict[str, TokenBucket] = {}
+        buckets = {}
         for rule in rules:
-            key = rule.key.reveal()
-            by_tag.setdefault(rule.tag, {}).setdefault(key, []).append(rule)
             skew = float("inf") if rule.skew is None else rule.skew
-            skews[key] = max(skew, skews.get(key, 0.0))
-            buckets[rule.name] = self._buckets.get(rule.name) or TokenBucket()
+            for key in rule.keys:
+                secret = key.secret.reveal()
+                by_tag.setdefault(rule.tag, {}).setdefault(secret, []).append(_Opening(rule, key))
+                skews[secret] = max(skew, skews.get(secret, 0.0))
+            rate, bucket = self._buckets.get(rule.name, (None, None))
+            # A rule's bucket goes on over a reload, or an edit would be a free knock.
+            buckets[rule.name] = (rule.rate, bucket if bucket and rate == rule.rate else TokenBucket(*rule.rate))
         self._candidates = {
             tag: tuple(
-                _Candidate(key, tuple(group), tuple(rule for rule in group if rule.old)) for key, group in keys.items()
+                _Candidate(key, identify_key(key), tuple(openings), any(opening.rule.old for opening in openings))
+                for key, openings in keys.items()
             )
             for tag, keys in by_tag.items()
         }
         self._skews = skews
         self._buckets = buckets
+        self._rules = tuple(rules)
 
-    def judge(self, datagram: Datagram, wall: int, now: float) -> list[Judgement]:
+    def distrust_before(self, start: int) -> list[Rule]:
+        """Refuse knocks that may be replays from before *start* (Unix seconds), with keys that have no memory.
+
+        Where clocks may differ by the skew, that is what was stamped up to *start* and
+        the skew.  Where the clock is ignored nothing tells a replay, so everything is
+        refused; returned are the rules which that concerns.
+        """
+        for candidates in self._candidates.values():
+            for candidate in candidates:
+                skew = self._skews[candidate.key]
+                cutoff = EVERYTHING_CUT_OFF if skew == float("inf") else int(start + skew)
+                self.memory.begin_after(candidate.key_id, cutoff)
+        return [rule for rule in self._rules if rule.skew is None]
+
+    def judge(self, datagram: Datagram, wall: int, now: float, interface: str = "") -> list[Judgement]:
         """Return what each rule says whose key made this knock; nothing if it is not a knock.
+
+        *interface* is where it came in; it matters only to rules that name theirs.
 
         Nothing is said of which part was wrong: a datagram whose tag is known but
         whose digest fits no key is an ordinary datagram, to everybody.
@@ -91,36 +122,70 @@ class Judge:
         except WireError:
             return []
         for candidate in self._candidates.get(knock.tag, ()):
-            rules = self._authenticate(candidate, knock.header, knock.digest, datagram.port)
-            if rules:
-                return self._judge_authentic(candidate.key, rules, knock.digest, knock.time, wall, now)
+            openings = [
+                opening
+                for opening in self._authenticate(candidate, knock, datagram.port)
+                if _hears(opening.rule, datagram.port, interface)
+            ]
+            if openings:
+                return self._judge_authentic(candidate, openings, knock, datagram.source, wall, now)
         return []
 
     @staticmethod
-    def _authenticate(candidate: _Candidate, header: bytes, digest: bytes, port: int) -> tuple[Rule, ...]:
-        if hmac.compare_digest(make_digest(header, port, candidate.key), digest):
-            return candidate.rules
-        if candidate.accepting_old and hmac.compare_digest(make_digest(header, port, candidate.key, old=True), digest):
-            return candidate.accepting_old
+    def _authenticate(candidate: _Candidate, knock: Knock, port: int) -> Iterable[_Opening]:
+        if hmac.compare_digest(make_digest(knock.header, port, candidate.key), knock.digest):
+            return candidate.openings
+        if candidate.accepts_old and hmac.compare_digest(
+            make_digest(knock.header, port, candidate.key, old=True), knock.digest
+        ):
+            return [opening for opening in candidate.openings if opening.rule.old]
         return ()
 
     def _judge_authentic(
-        self, key: bytes, rules: tuple[Rule, ...], digest: bytes, time: int, wall: int, now: float
+        self, candidate: _Candidate, openings: list[_Opening], knock: Knock, source: bytes, wall: int, now: float
     ) -> list[Judgement]:
         # Remembered before anything else is asked: a knock refused for its
         # rate must not be good a minute later.
-        memory = self._memories.setdefault(key, ReplayMemory())
-        freshness = memory.admit(digest, time, wall - self._skews[key])
-        offset = time - wall
-        return [Judgement(rule, self._outcome(rule, freshness, offset, now), offset) for rule in rules]
+        oldest_valid = wall - self._skews[candidate.key]
+        freshness = self.memory.admit(candidate.key_id, knock.digest, knock.time, oldest_valid)
+        offset = knock.time - wall
+        judgements = []
+        for rule, timed in openings:
+            if freshness is Freshness.FRESH:
+                outcome = self._outcome(rule, timed, source, wall, offset, now)
+            else:
+                outcome = _REFUSALS[freshness]
+            judgements.append(Judgement(rule, outcome, offset))
+        return judgements
 
-    def _outcome(self, rule: Rule, freshness: Freshness, offset: int, now: float) -> Outcome:
-        if freshness is Freshness.SEEN:
-            return Outcome.REPLAYED
-        if freshness is Freshness.FULL:
-            return Outcome.MEMORY_FULL
+    def _outcome(self, rule: Rule, key: TimedKey, source: bytes, wall: int, offset: int, now: float) -> Outcome:
+        if key.not_before is not None and wall < key.not_before:
+            return Outcome.KEY_NOT_YET_VALID
+        if key.not_after is not None and wall > key.not_after:
+            return Outcome.KEY_EXPIRED
+        if rule.sources and not _is_within(source, rule.sources):
+            return Outcome.SOURCE_NOT_ALLOWED
         if rule.skew is not None and abs(offset) > rule.skew:
             return Outcome.CLOCK_OFF
-        if not self._buckets[rule.name].take(now):
+        if not self._buckets[rule.name][1].take(now):
             return Outcome.RATE_LIMITED
         return Outcome.ACCEPTED
+
+
+_REFUSALS = {
+    Freshness.SEEN: Outcome.REPLAYED,
+    Freshness.CUT_OFF: Outcome.CUT_OFF,
+    Freshness.FULL: Outcome.MEMORY_FULL,
+}
+
+
+def _hears(rule: Rule, port: int, interface: str) -> bool:
+    """Tell whether *rule* takes knocks at *port* and from *interface*; to others they are ordinary datagrams."""
+    if rule.interfaces and interface not in rule.interfaces:
+        return False
+    return not rule.knock_ports or any(first <= port <= last for first, last in rule.knock_ports)
+
+
+def _is_within(source: bytes, networks: Iterable[Network]) -> bool:
+    address = ipaddress.ip_address(source)
+    return any(address in network for network in networks)

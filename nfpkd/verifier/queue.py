@@ -23,11 +23,12 @@ COPY_RANGE = 512
 # How many packets are judged before the event loop gets its turn.
 BATCH = 256
 
-Handler = Callable[[bytes], bool]
+# A packet from its IP header on, and the index of the interface it came in by; returns whether it may go on.
+Handler = Callable[[bytes, int], bool]
 
 
 class PacketQueue:
-    """Queue number *number*: every packet in it goes to *handler*, which says whether it may go on.
+    """Queue number *number*: every packet in it goes to *handler*.
 
     Every packet gets exactly one verdict.  A handler that raises lets its
     packet go on: the guard behind the queue protects the ports, and a packet
@@ -69,7 +70,7 @@ class PacketQueue:
     def _on_packet(self, packet: Packet) -> None:
         accept = True
         try:
-            accept = self._handler(packet.get_payload())
+            accept = self._handler(packet.get_payload(), packet.indev)
         except Exception:  # noqa: BLE001  (one packet's fault must not stop the next)
             self.failures += 1
             _log.exception("a packet could not be judged; it goes on to the guard")

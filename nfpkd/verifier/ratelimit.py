@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-# As in nf-pkd: one accepted knock in 5 seconds.
-DEFAULT_KNOCKS = 1
-DEFAULT_PER = 5.0
-
 
 class TokenBucket:
     """Lets through *knocks* in *per* seconds, and at most *burst* at once."""
 
-    def __init__(self, knocks: int = DEFAULT_KNOCKS, per: float = DEFAULT_PER, burst: int = 1) -> None:
+    def __init__(self, knocks: int, per: float, burst: int) -> None:
         self._rate = knocks / per
         self._burst = float(burst)
         self._tokens = float(burst)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support.fake_kernel import FakeKernel
 
 from nfpkd.demo.namespaces import Namespace
 from nfpkd.firewall.kernel import Kernel, NftablesKernel
+from support.fake_kernel import FakeKernel
 
 
 @pytest.fixture(scope="module")

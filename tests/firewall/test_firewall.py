@@ -4,20 +4,22 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from support.fake_kernel import FakeKernel
 
 from nfpkd.errors import KernelError
 from nfpkd.firewall import layout, nft
 from nfpkd.firewall.firewall import Firewall
 from nfpkd.firewall.layout import TABLE
 from nfpkd.firewall.nft import Json, Rule, Set, Transaction
+from nfpkd.firewall.ruleset import Options
 from nfpkd.firewall.state import Grant, Session, State
-from nfpkd.rules.model import PortRange, Protocol, Reject, Secret, Service
+from nfpkd.rules.model import PortRange, Protocol, Reject, Secret, Service, TimedKey
 from nfpkd.rules.model import Rule as NfpkdRule
+from support.fake_kernel import FakeKernel
 
 TCP22, TCP23, TCP80 = (Service(Protocol.TCP, port) for port in (22, 23, 80))
-SSH = NfpkdRule("ssh", Secret(bytes(40)), b"PKD0", (PortRange(22, 23),), (Protocol.TCP,))
+SSH = NfpkdRule("ssh", (TimedKey(Secret(bytes(40))),), b"PKD0", (PortRange(22, 23),), (Protocol.TCP,))
 WEB = replace(SSH, name="web", tag=b"PKD1", ports=(PortRange(80, 80),), reject=Reject.RESET)
+OPTIONS = Options()
 GRANT = Grant("192.0.2.1", TCP22, "ssh", 60, 60)
 WEB_GRANT = Grant("2001:db8::1", TCP80, "web", 90, 90)
 
@@ -66,7 +68,7 @@ def test_without_a_table_there_is_no_state(firewall: Firewall) -> None:
 
 
 def test_apply_guards_what_the_rules_say(firewall: Firewall) -> None:
-    firewall.apply([SSH, WEB], 7)
+    firewall.apply([SSH, WEB], Options(7))
     found = state(firewall)
     assert found.gated == {TCP22: "ssh", TCP23: "ssh", TCP80: "web"}
     assert (found.intact, found.queue) == (True, 7)
@@ -75,31 +77,31 @@ def test_apply_guards_what_the_rules_say(firewall: Firewall) -> None:
 
 
 def test_apply_without_rules_makes_an_empty_table(firewall: Firewall) -> None:
-    firewall.apply([], 0)
+    firewall.apply([], OPTIONS)
     assert state(firewall).gated == {}
 
 
 def test_apply_returns_what_it_sent(firewall: Firewall, kernel: FakeKernel) -> None:
-    sent = firewall.apply([SSH], 0)
+    sent = firewall.apply([SSH], OPTIONS)
     assert kernel.applied == [sent]
 
 
 def test_a_second_apply_sends_nothing(firewall: Firewall, kernel: FakeKernel) -> None:
-    firewall.apply([SSH, WEB], 0)
-    assert not firewall.apply([SSH, WEB], 0)
+    firewall.apply([SSH, WEB], OPTIONS)
+    assert not firewall.apply([SSH, WEB], OPTIONS)
     assert len(kernel.applied) == 1
 
 
 def test_the_order_of_the_rules_of_separate_ports_does_not_matter(firewall: Firewall) -> None:
-    firewall.apply([SSH, WEB], 0)
-    assert not firewall.apply([WEB, SSH], 0)
+    firewall.apply([SSH, WEB], OPTIONS)
+    assert not firewall.apply([WEB, SSH], OPTIONS)
 
 
 def test_apply_restores_what_was_changed_from_outside(firewall: Firewall, kernel: FakeKernel) -> None:
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     firewall.grant([GRANT])
     kernel.apply(Transaction((nft.flush_chain(TABLE, "gate"),)))
-    assert firewall.apply([SSH], 0)
+    assert firewall.apply([SSH], OPTIONS)
     found = state(firewall)
     assert (found.intact, found.grants) == (True, (GRANT,))
 
@@ -107,52 +109,52 @@ def test_apply_restores_what_was_changed_from_outside(firewall: Firewall, kernel
 def test_apply_replaces_a_table_of_another_layout(firewall: Firewall, kernel: FakeKernel) -> None:
     ports = Set(TABLE, layout.GATED, "inet_service")
     kernel.apply(Transaction((nft.add_table(TABLE), nft.add(ports), nft.add_elements(TABLE, layout.GATED, [22, 23]))))
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     found = state(firewall)
     assert found.intact
     assert found.gated.keys() == {TCP22, TCP23}
 
 
 def test_a_table_that_changed_meanwhile_is_planned_for_again(firewall: Firewall, kernel: FakeKernel) -> None:
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     kernel.before_apply = from_outside(kernel, nft.delete_elements(TABLE, "gated", [nft.concat(*TCP22)]))
-    firewall.apply([WEB], 0)
+    firewall.apply([WEB], OPTIONS)
     assert state(firewall).gated == {TCP80: "web"}
 
 
 def test_a_table_that_went_meanwhile_is_made_anew(firewall: Firewall, kernel: FakeKernel) -> None:
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     kernel.before_apply = from_outside(kernel, nft.delete_table(TABLE))
-    firewall.apply([WEB], 0)
+    firewall.apply([WEB], OPTIONS)
     assert state(firewall).gated == {TCP80: "web"}
 
 
 def test_a_table_that_became_right_meanwhile_is_left_alone(firewall: Firewall, kernel: FakeKernel) -> None:
-    firewall.apply([SSH, WEB], 0)
-    target = firewall.plan([SSH], 0)
+    firewall.apply([SSH, WEB], OPTIONS)
+    target = firewall.plan([SSH], OPTIONS)
     kernel.before_apply = from_outside(kernel, *target.commands)
-    assert not firewall.apply([SSH], 0)
+    assert not firewall.apply([SSH], OPTIONS)
     assert state(firewall).gated == {TCP22: "ssh", TCP23: "ssh"}
 
 
 @pytest.mark.parametrize("failures", [1, 2])
 def test_apply_tries_again(firewall: Firewall, kernel: FakeKernel, failures: int) -> None:
     kernel.fail_next(failures)
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     assert TCP22 in state(firewall).gated
 
 
 def test_apply_gives_up(firewall: Firewall, kernel: FakeKernel) -> None:
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     kernel.fail_next(3)
     with pytest.raises(KernelError):
-        firewall.apply([WEB], 0)
+        firewall.apply([WEB], OPTIONS)
     assert state(firewall).gated.keys() == {TCP22, TCP23}
 
 
 def test_a_transaction_torn_by_a_refused_queue_rule_is_completed(firewall: Firewall, kernel: FakeKernel) -> None:
     kernel.fail_next(torn=lambda command: not is_queue_rule(command))
-    firewall.apply([SSH], 7)
+    firewall.apply([SSH], Options(7))
     first = kernel.applied[0]
     assert first.commands == (nft.flush_chain(TABLE, layout.VERIFY), nft.add(layout.queue_rule(7)))
     assert state(firewall).queue == 7
@@ -161,7 +163,7 @@ def test_a_transaction_torn_by_a_refused_queue_rule_is_completed(firewall: Firew
 def test_a_torn_table_guards_all_the_same(firewall: Firewall, kernel: FakeKernel) -> None:
     kernel.fail_next(3, torn=lambda command: not is_queue_rule(command))
     with pytest.raises(KernelError):
-        firewall.apply([SSH], 7)
+        firewall.apply([SSH], Options(7))
     found = state(firewall)
     assert (found.intact, found.queue, TCP22 in found.gated) == (True, None, True)
 
@@ -171,28 +173,28 @@ def test_a_torn_table_guards_all_the_same(firewall: Firewall, kernel: FakeKernel
 
 @pytest.mark.parametrize("before", [[], [SSH], [SSH, WEB]])
 def test_plan_is_what_apply_sends_and_changes_nothing(firewall: Firewall, before: list[NfpkdRule]) -> None:
-    firewall.apply(before, 0)
+    firewall.apply(before, OPTIONS)
     held = firewall.read_state()
-    planned = firewall.plan([WEB], 1)
+    planned = firewall.plan([WEB], Options(1))
     assert firewall.read_state() == held
-    assert firewall.apply([WEB], 1) == planned
+    assert firewall.apply([WEB], Options(1)) == planned
 
 
 def test_plan_without_a_table_makes_none(firewall: Firewall) -> None:
-    assert firewall.plan([SSH], 0)
+    assert firewall.plan([SSH], OPTIONS)
     assert firewall.read_state() is None
 
 
 def test_plan_is_checked_by_the_kernel(firewall: Firewall) -> None:
     with pytest.raises(KernelError):
-        firewall.plan([SSH], 65536)
+        firewall.plan([SSH], Options(65536))
 
 
 # Grants
 
 
 def test_a_grant_opens_from_now_for_its_whole_time(firewall: Firewall, kernel: FakeKernel) -> None:
-    firewall.apply([SSH, WEB], 0)
+    firewall.apply([SSH, WEB], OPTIONS)
     firewall.grant([GRANT, WEB_GRANT])
     assert state(firewall).grants == (GRANT, WEB_GRANT)
     kernel.now += 60
@@ -200,7 +202,7 @@ def test_a_grant_opens_from_now_for_its_whole_time(firewall: Firewall, kernel: F
 
 
 def test_a_second_knock_renews(firewall: Firewall, kernel: FakeKernel) -> None:
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     firewall.grant([GRANT])
     kernel.now += 40
     firewall.grant([GRANT])
@@ -208,7 +210,7 @@ def test_a_second_knock_renews(firewall: Firewall, kernel: FakeKernel) -> None:
 
 
 def test_a_knock_after_the_time_opens_again(firewall: Firewall, kernel: FakeKernel) -> None:
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     firewall.grant([GRANT])
     kernel.now += 61
     firewall.grant([GRANT])
@@ -223,7 +225,7 @@ def test_a_knock_after_the_time_opens_again(firewall: Firewall, kernel: FakeKern
     ],
 )
 def test_one_wake_up_may_bring_the_same_grant_twice(firewall: Firewall, second: Grant) -> None:
-    firewall.apply([SSH, replace(SSH, name="backup")], 0)
+    firewall.apply([SSH, replace(SSH, name="backup")], OPTIONS)
     firewall.grant([GRANT, second])
     [found] = state(firewall).grants
     assert (found.source, found.service, found.expires) == (GRANT.source, TCP22, 60)
@@ -243,7 +245,9 @@ def test_a_grant_without_a_table_is_refused(firewall: Firewall) -> None:
     ("after", "kept"),
     [
         pytest.param([SSH, WEB], True, id="unchanged"),
-        pytest.param([replace(SSH, description="door", window=5, key=Secret(b"x" * 40))], True, id="details"),
+        pytest.param(
+            [replace(SSH, description="door", window=5, keys=(TimedKey(Secret(b"x" * 40)),))], True, id="details"
+        ),
         pytest.param([replace(SSH, reject=Reject.ICMP, tag=b"PKD9")], True, id="reject and tag"),
         pytest.param([replace(SSH, ports=(PortRange(1, 22),))], True, id="other ports, its own among them"),
         pytest.param([replace(SSH, ports=(PortRange(23, 23),))], False, id="its port is gone"),
@@ -256,15 +260,15 @@ def test_a_grant_without_a_table_is_refused(firewall: Firewall) -> None:
 def test_grants_stay_as_long_as_their_rule(
     firewall: Firewall, kernel: FakeKernel, after: list[NfpkdRule], kept: bool
 ) -> None:
-    firewall.apply([SSH, WEB], 0)
+    firewall.apply([SSH, WEB], OPTIONS)
     firewall.grant([GRANT])
     kernel.now += 20
-    firewall.apply(after, 0)
+    firewall.apply(after, OPTIONS)
     assert state(firewall).grants == ((GRANT._replace(expires=40),) if kept else ())
 
 
 def test_a_grant_that_runs_out_meanwhile_does_not_stop_a_reload(firewall: Firewall, kernel: FakeKernel) -> None:
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     firewall.grant([GRANT])
 
     def wait() -> None:
@@ -272,7 +276,7 @@ def test_a_grant_that_runs_out_meanwhile_does_not_stop_a_reload(firewall: Firewa
 
     kernel.before_apply = wait
     kernel.applied.clear()
-    firewall.apply([WEB], 0)
+    firewall.apply([WEB], OPTIONS)
     assert state(firewall).grants == ()
     assert len(kernel.applied) == 1
 
@@ -282,14 +286,14 @@ def test_a_grant_that_runs_out_meanwhile_does_not_stop_a_reload(firewall: Firewa
 
 def test_open_sessions_go_on_behind_a_new_guard(firewall: Firewall, sessions: list[Session]) -> None:
     sessions += [Session("192.0.2.1", 5, TCP22), Session("2001:db8::1", 6, TCP22), Session("192.0.2.1", 7, TCP80)]
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     assert {session for session, _ in state(firewall).sessions} == set(sessions[:2])
 
 
 def test_sessions_behind_an_old_guard_are_strangers(firewall: Firewall, sessions: list[Session]) -> None:
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     sessions += [Session("192.0.2.1", 5, TCP22), Session("192.0.2.1", 5, TCP80)]
-    firewall.apply([SSH, WEB], 0)
+    firewall.apply([SSH, WEB], OPTIONS)
     assert [session for session, _ in state(firewall).sessions] == [Session("192.0.2.1", 5, TCP80)]
 
 
@@ -297,11 +301,11 @@ def test_sessions_stay_when_the_table_is_made_anew(
     firewall: Firewall, kernel: FakeKernel, sessions: list[Session]
 ) -> None:
     sessions.append(Session("192.0.2.1", 5, TCP22))
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     before = state(firewall).sessions
     sessions.clear()
     kernel.apply(Transaction((nft.add(Rule(TABLE, "gate", (nft.ACCEPT,), "let all in")),)))
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     assert state(firewall).sessions == before
 
 
@@ -309,7 +313,7 @@ def test_sessions_stay_when_the_table_is_made_anew(
 
 
 def test_teardown_removes_the_table(firewall: Firewall) -> None:
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     assert firewall.teardown() is True
     assert firewall.read_state() is None
 
@@ -320,7 +324,7 @@ def test_teardown_without_a_table_sends_nothing(firewall: Firewall, kernel: Fake
 
 
 def test_a_table_that_went_meanwhile_does_not_stop_a_teardown(firewall: Firewall, kernel: FakeKernel) -> None:
-    firewall.apply([SSH], 0)
+    firewall.apply([SSH], OPTIONS)
     kernel.before_apply = from_outside(kernel, nft.delete_table(TABLE))
     assert firewall.teardown() is True
     assert firewall.read_state() is None

@@ -8,22 +8,24 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support.fake_kernel import FakeKernel
 
 from nfpkd.errors import KernelError
 from nfpkd.firewall import nft
 from nfpkd.firewall.kernel import Kernel, NftablesKernel
 from nfpkd.firewall.layout import TABLE
 from nfpkd.firewall.nft import Chain, Counter, Expression, Json, Rule, Set, Table, Transaction
-from nfpkd.firewall.ruleset import compile_ruleset, renew_grants, transaction_to
+from nfpkd.firewall.ruleset import Options, compile_ruleset, renew_grants, transaction_to
 from nfpkd.firewall.state import Grant, Session
-from nfpkd.rules.model import PortRange, Protocol, Reject, Secret, Service
+from nfpkd.rules.model import PortRange, Prefixes, Protocol, Reject, Secret, Service, TimedKey
 from nfpkd.rules.model import Rule as NfpkdRule
+from support.fake_kernel import FakeKernel
 
 CONTRACT = Table("inet", "contract")
 MISSING = Table("inet", "missing")
 SERVICE = (nft.meta("l4proto"), nft.payload("th", "dport"))
 SOURCE = nft.payload("ip", "saddr")
+SOURCE6 = nft.payload("ip6", "saddr")
+LIMITED = nft.update("sources6", nft.element(SOURCE6, timeout=10), nft.over_limit(20, 20))
 KEY = nft.concat("192.0.2.1", 6, 22)
 OTHER = nft.concat("192.0.2.2", 6, 22)
 
@@ -74,6 +76,10 @@ def delete(name: str, *members: Expression) -> Json:
 
 def rule(*statements: Json, chain: str = "first", comment: str = "") -> Json:
     return nft.add(Rule(CONTRACT, chain, statements, comment))
+
+
+def ports(*members: Expression) -> Json:
+    return rule(nft.match(nft.payload("udp", "dport"), nft.anonymous_set(members)))
 
 
 def until(kernel: Kernel, condition: Callable[[], bool]) -> None:
@@ -324,7 +330,12 @@ def test_flush_empties_a_chain_alone(kernel: Kernel) -> None:
 
 @pytest.mark.parametrize(
     ("members", "listed"),
-    [([17, 6], {"set": [6, 17]}), ([2**32 - 1, 5, 7, 6], {"set": [5, 6, 7, 2**32 - 1]}), ([2**32 - 1], 2**32 - 1)],
+    [
+        ([17, 6], {"set": [6, 17]}),
+        ([6, 6, 5], {"set": [5, 6]}),
+        ([2**32 - 1, 5, 7, 6], {"set": [5, 6, 7, 2**32 - 1]}),
+        ([2**32 - 1], 2**32 - 1),
+    ],
 )
 def test_raw_payload_is_listed_sorted_and_a_lone_value_without_a_set(
     kernel: Kernel, members: list[int], listed: object
@@ -332,6 +343,98 @@ def test_raw_payload_is_listed_sorted_and_a_lone_value_without_a_set(
     apply(kernel, *MADE, rule(nft.match(nft.raw_payload("th", 64, 32), nft.anonymous_set(members)), nft.ACCEPT))
     [found] = chain_rules(kernel, "first")
     assert found["expr"][0]["match"]["right"] == listed
+
+
+@pytest.mark.parametrize(
+    ("members", "listed"),
+    [
+        ([nft.port_range(80, 90)], {"range": [80, 90]}),
+        ([nft.port_range(5, 5)], 5),
+        ([nft.port_range(80, 90), nft.port_range(5, 5)], {"set": [5, {"range": [80, 90]}]}),
+        ([nft.port_range(80, 90), nft.port_range(85, 95), 82], {"set": [{"range": [80, 95]}]}),
+        ([nft.port_range(80, 90), 91, 92, 1], {"set": [1, {"range": [80, 92]}]}),
+        ([nft.port_range(1, 65535)], {"range": [1, 65535]}),
+    ],
+)
+def test_anonymous_ranges_are_listed_in_order_and_joined(
+    kernel: Kernel, members: list[Expression], listed: object
+) -> None:
+    apply(kernel, *MADE, rule(nft.match(nft.payload("udp", "dport"), nft.anonymous_set(members)), nft.ACCEPT))
+    [found] = chain_rules(kernel, "first")
+    assert found["expr"][0]["match"]["right"] == listed
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [
+        (["lo"], "lo"),
+        (["eth0", "lo"], {"set": ["lo", "eth0"]}),
+        (["eth0", "br0", "wg0"], {"set": ["wg0", "br0", "eth0"]}),
+    ],
+)
+def test_interfaces_are_matched_by_name(kernel: Kernel, names: list[str], listed: object) -> None:
+    apply(kernel, *MADE, rule(nft.match(nft.meta("iifname"), nft.anonymous_set(names)), nft.ACCEPT))
+    [found] = chain_rules(kernel, "first")
+    assert found["expr"][0]["match"]["right"] == listed
+
+
+USES = [
+    nft.match(nft.concat(nft.masked(SOURCE, "255.255.255.0"), *SERVICE), "@grants"),
+    nft.match(nft.concat(nft.masked(SOURCE, "255.0.0.0"), *SERVICE), "@grants"),
+    nft.match(nft.concat(nft.meta("iifname"), nft.payload("th", "dport")), "@doors"),
+    nft.update("sources6", nft.element(nft.masked(SOURCE6, "ffff:ffff:ffff:ffff::"), timeout=10)),
+    nft.update("grants", nft.element(nft.concat(nft.masked(SOURCE, "255.255.255.0"), *SERVICE), timeout=10)),
+    nft.remove("grants", nft.concat(SOURCE, *SERVICE)),
+    nft.remove("doors", nft.concat(nft.meta("iifname"), nft.payload("th", "dport"))),
+]
+
+
+@pytest.mark.parametrize("statement", USES)
+def test_rules_that_come_later_use_sets_that_were_there(kernel: Kernel, statement: Json) -> None:
+    apply(kernel, *MADE)
+    apply(kernel, rule(statement))
+    assert chain_rules(kernel, "first")[0]["expr"] == [statement]
+
+
+def test_a_set_made_with_its_rule_holds_a_limit_for_each_element(kernel: Kernel) -> None:
+    apply(kernel, *MADE, rule(LIMITED, nft.count("hits"), nft.RETURN))
+    assert chain_rules(kernel, "first")[0]["expr"] == [LIMITED, nft.count("hits"), nft.RETURN]
+
+
+def test_a_set_that_was_there_takes_no_limit(kernel: Kernel) -> None:
+    """So the limit is part of the layout, and another one makes the table anew."""
+    apply(kernel, *MADE)
+    with pytest.raises(KernelError):
+        apply(kernel, rule(LIMITED))
+    assert chain_rules(kernel, "first") == []
+    apply(kernel, nft.delete_table(CONTRACT), *MADE, rule(LIMITED))
+    assert chain_rules(kernel, "first")[0]["expr"] == [LIMITED]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        nft.match(nft.concat(SOURCE, *SERVICE), "@grants"),
+        nft.update("grants", nft.element(nft.concat(SOURCE, *SERVICE), timeout=10)),
+        nft.remove("grants", nft.concat(SOURCE, *SERVICE)),
+    ],
+)
+def test_a_set_goes_once_its_rule_is_gone(kernel: Kernel, use: Json) -> None:
+    apply(kernel, *MADE, add("grants", KEY), rule(use))
+    with pytest.raises(KernelError):
+        apply(kernel, nft.delete_set(CONTRACT, "grants"))
+    # In this order only.
+    with pytest.raises(KernelError):
+        apply(kernel, nft.delete_set(CONTRACT, "grants"), nft.flush_chain(CONTRACT, "first"))
+    apply(kernel, nft.flush_chain(CONTRACT, "first"), nft.delete_set(CONTRACT, "grants"))
+    assert "grants" not in described(kernel, "set")
+
+
+def test_a_set_goes_with_what_it_holds_and_comes_back_empty(kernel: Kernel) -> None:
+    apply(kernel, *MADE, add("services", nft.concat(6, 22)))
+    again = Set(CONTRACT, "services", ("inet_proto", "inet_service"))
+    apply(kernel, nft.delete_set(CONTRACT, "services"), nft.add(again))
+    assert elements(kernel, "services") == []
 
 
 @pytest.mark.parametrize(
@@ -418,6 +521,19 @@ REFUSED: dict[str, Json] = {
     "a rule that updates a set of other width": rule(nft.update("grants", SOURCE)),
     "a verdict map that is a set": rule(nft.vmap(nft.concat(*SERVICE), "services")),
     "an anonymous set without members": rule(nft.match(nft.meta("l4proto"), nft.anonymous_set([]))),
+    "a rule that updates a map": rule(nft.update("verdicts", nft.concat(*SERVICE))),
+    "a rule that times what has no timeouts": rule(
+        nft.update("services", nft.element(nft.concat(*SERVICE), timeout=10))
+    ),
+    "a rule that removes from a missing set": rule(nft.remove("missing", SOURCE)),
+    "a rule that removes from a set of other width": rule(nft.remove("grants", SOURCE)),
+    "a rule that limits in a set that was there": rule(LIMITED),
+    "a rule that limits to nothing": rule(nft.update("sources6", SOURCE6, nft.over_limit(0, 1))),
+    "a range from high to low": ports(nft.port_range(90, 80)),
+    "a range that ends too high": ports(nft.port_range(80, 65536)),
+    "a port too high in an anonymous set": ports(65536, 80),
+    "a long interface name in an anonymous set": rule(nft.match(nft.meta("iifname"), nft.anonymous_set(["e" * 16]))),
+    "deleting a missing set": nft.delete_set(CONTRACT, "missing"),
     "a set of other type by a name in use": nft.add(Set(CONTRACT, "services", "inet_service")),
     "a map by a set's name": nft.add(Set(CONTRACT, "services", ("inet_proto", "inet_service"), maps_to="verdict")),
     "a set of an unknown type": nft.add(Set(CONTRACT, "new", "nonsense")),
@@ -489,8 +605,11 @@ def test_names_must_be_declared_before_their_use(kernel: Kernel, early: Json, la
 # nfpkd's own table
 
 
-def make_rule(name: str, ports: PortRange, protocols: tuple[Protocol, ...], way: Reject, tag: bytes) -> NfpkdRule:
-    return NfpkdRule(name, Secret(bytes(40)), tag, (ports,), protocols, reject=way, description="for äll")
+def make_rule(
+    name: str, ports: PortRange, protocols: tuple[Protocol, ...], way: Reject, tag: bytes, **more: Any
+) -> NfpkdRule:
+    keys = (TimedKey(Secret(bytes(40))),)
+    return NfpkdRule(name, keys, tag, (ports,), protocols, reject=way, description="for äll", **more)
 
 
 def normalised(found: list[Json]) -> Iterator[Json]:
@@ -519,13 +638,18 @@ def test_fake_lists_nfpkds_table_as_the_real_kernel_does(real_kernel: NftablesKe
         make_rule("one", PortRange(22, 23), every, Reject.RESET, b"PKD0"),
         make_rule("two", PortRange(80, 80), (Protocol.TCP,), Reject.ICMP, b"PKD1"),
         make_rule("three", PortRange(90, 90), (Protocol.UDP,), Reject.DROP, b"\xff\0\0\0"),
+        make_rule("wide", PortRange(91, 91), every, Reject.DROP, b"PKD2", prefixes=Prefixes(24, 64), extend=True),
+        make_rule("once", PortRange(92, 92), (Protocol.TCP,), Reject.DROP, b"PKD3", once=True),
+        make_rule("on", PortRange(93, 93), every, Reject.RESET, b"PKD4", interfaces=("eth0", "lo")),
+        make_rule("at", PortRange(94, 94), every, Reject.DROP, b"PKD5", knock_ports=(PortRange(5, 9), PortRange(1, 1))),
     ]
+    options = Options(3, ("lo", "eth1"), 5)
     sources = ("192.0.2.1", "2001:db8::1")
     sessions = [Session(source, 50000, Service(Protocol.TCP, 80)) for source in sources]
     grants = [Grant(source, Service(Protocol.UDP, 90), "three", 60, 60) for source in sources]
     fake = FakeKernel()
     for kernel in (fake, real_kernel):
-        kernel.apply(transaction_to(compile_ruleset(rules, 3), None, sessions))
+        kernel.apply(transaction_to(compile_ruleset(rules, options), None, sessions))
         kernel.apply(renew_grants(grants))
     fakes, reals = (normalised(listing(kernel, TABLE)) for kernel in (fake, real_kernel))
     for one, other in itertools.zip_longest(fakes, reals):

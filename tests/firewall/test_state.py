@@ -1,30 +1,34 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from nfpkd.firewall import layout, nft
+from nfpkd.firewall.doors import Door, Mode
+from nfpkd.firewall.layout import TABLE
+from nfpkd.firewall.nft import Json, Rule, Set, Transaction
+from nfpkd.firewall.ruleset import Options, compile_ruleset, renew_grants, transaction_to
+from nfpkd.firewall.state import Grant, Session, State, Traffic, parse_state
+from nfpkd.rules.model import PortRange, Prefixes, Protocol, Reject, Secret, Service, TimedKey
+from nfpkd.rules.model import Rule as NfpkdRule
 from support import strategies
 from support.fake_kernel import FakeKernel
 
-from nfpkd.firewall import layout, nft
-from nfpkd.firewall.layout import TABLE
-from nfpkd.firewall.nft import Json, Rule, Set, Transaction
-from nfpkd.firewall.ruleset import compile_ruleset, renew_grants, transaction_to
-from nfpkd.firewall.state import Grant, Session, State, Traffic, parse_state
-from nfpkd.rules.model import PortRange, Protocol, Reject, Secret, Service
-from nfpkd.rules.model import Rule as NfpkdRule
-
 TCP22 = Service(Protocol.TCP, 22)
-SSH = NfpkdRule("ssh", Secret(bytes(40)), b"PKD0", (PortRange(22, 22),), (Protocol.TCP,), reject=Reject.RESET)
+SSH = NfpkdRule(
+    "ssh", (TimedKey(Secret(bytes(40))),), b"PKD0", (PortRange(22, 22),), (Protocol.TCP,), reject=Reject.RESET
+)
 IN_TABLE = {"family": TABLE.family, "table": TABLE.name}
 
 
 @pytest.fixture
 def kernel() -> FakeKernel:
     made = FakeKernel()
-    made.apply(transaction_to(compile_ruleset([SSH], 3), None, [Session("192.0.2.1", 5, TCP22)]))
+    made.apply(transaction_to(compile_ruleset([SSH], Options(3)), None, [Session("192.0.2.1", 5, TCP22)]))
     return made
 
 
@@ -39,15 +43,20 @@ def change(kernel: FakeKernel, *commands: Json) -> State:
     return state(kernel)
 
 
-@given(strategies.rule_lists, st.integers(0, 65535), st.booleans())
-def test_what_is_listed_is_what_was_compiled(rules: list[NfpkdRule], queue: int, native: bool) -> None:
+@given(strategies.rule_lists, strategies.options, st.booleans())
+def test_what_is_listed_is_what_was_compiled(rules: list[NfpkdRule], options: Options, native: bool) -> None:
     kernel = FakeKernel(has_queue_statement=native)
-    wanted = compile_ruleset(rules, queue)
+    wanted = compile_ruleset(rules, options)
     kernel.apply(transaction_to(wanted, None))
     found = state(kernel)
     assert found.intact
-    assert (found.queue, found.queue_target) == (queue, "nft_queue" if native else "nft_compat")
-    assert (found.tags, found.gated, found.rejects) == (wanted.tags, wanted.gated, wanted.rejects)
+    assert (found.queue, found.queue_target) == (options.queue, "nft_queue" if native else "nft_compat")
+    assert found.source_limit == options.source_limit
+    assert found.tags == {rule.tag for rule in rules}
+    assert (found.gated, found.gated_on, found.rejects) == (wanted.gated, wanted.gated_on, wanted.rejects)
+    assert found.doors == wanted.doors
+    for chain, expected in wanted.chains.items():
+        assert found.chains[chain] == tuple(rule.comment for rule in expected)
     assert (found.grants, found.sessions) == ((), ())
 
 
@@ -58,8 +67,41 @@ def test_grants_are_listed_with_their_remaining_time(kernel: FakeKernel, source:
     assert state(kernel).grants == (Grant(source, TCP22, "ssh", 60, 47),)
 
 
+def test_grants_of_every_kind_are_listed(kernel: FakeKernel) -> None:
+    rules = [
+        replace(SSH, name="wide", prefixes=Prefixes(24, 64)),
+        replace(SSH, name="sliding", extend=True),
+        replace(SSH, name="once", once=True, interfaces=("eth0", "lo")),
+    ]
+    held = state(kernel)
+    kernel.apply(transaction_to(compile_ruleset(rules, Options(3)), held))
+    grants = [
+        Grant("192.0.2.0", TCP22, "wide", 60, 60, Door(4, 24)),
+        Grant("2001:db8::", TCP22, "wide", 60, 60, Door(6, 64)),
+        Grant("192.0.2.1", TCP22, "sliding", 60, 60, Door(4, 32, Mode.EXTEND, 60)),
+        Grant("192.0.2.1", TCP22, "once", 60, 60, Door(4, 32, Mode.ONCE, by_interface=True), "lo"),
+        Grant("192.0.2.1", TCP22, "once", 60, 60, Door(4, 32, Mode.ONCE, by_interface=True), "eth0"),
+    ]
+    kernel.apply(renew_grants(grants))
+    assert set(state(kernel).grants) == set(grants)
+
+
+@pytest.mark.parametrize(
+    ("grant", "who"),
+    [
+        (Grant("192.0.2.1", TCP22, "ssh", 1, 1), "192.0.2.1"),
+        (Grant("192.0.2.0", TCP22, "ssh", 1, 1, Door(4, 24)), "192.0.2.0/24"),
+        (Grant("2001:db8::", TCP22, "ssh", 1, 1, Door(6, 32)), "2001:db8::/32"),
+        (Grant("2001:db8::1", TCP22, "ssh", 1, 1, Door(6, 128, Mode.ONCE)), "2001:db8::1"),
+        (Grant("192.0.2.1", TCP22, "ssh", 1, 1, Door(4, 32, by_interface=True), "lo"), "192.0.2.1"),
+    ],
+)
+def test_who_a_grant_lets_in(grant: Grant, who: str) -> None:
+    assert grant.who == who
+
+
 def test_sessions_are_listed_with_their_remaining_time(kernel: FakeKernel) -> None:
-    kernel.apply(transaction_to(compile_ruleset([SSH], 3), None, [Session("192.0.2.1", 5, TCP22)]))
+    kernel.apply(transaction_to(compile_ruleset([SSH], Options(3)), None, [Session("192.0.2.1", 5, TCP22)]))
     kernel.now += 100
     [(session, expires)] = state(kernel).sessions
     assert session == Session("192.0.2.1", 5, TCP22)
@@ -96,6 +138,7 @@ def test_without_a_tag_rule_there_are_no_tags(kernel: FakeKernel) -> None:
         pytest.param(nft.add(Rule(TABLE, "gate", (nft.ACCEPT,))), id="a rule was added"),
         pytest.param(nft.add(Rule(TABLE, "gate", (nft.ACCEPT,), "hello")), id="a rule with comment was added"),
         pytest.param(nft.add(Set(TABLE, "more", "ipv4_addr")), id="a set was added"),
+        pytest.param(nft.add(Set(TABLE, "extend4", "ipv4_addr")), id="a set was added whose name is nearly ours"),
     ],
 )
 def test_a_changed_table_is_not_intact(kernel: FakeKernel, command: Json) -> None:
@@ -108,6 +151,7 @@ def test_an_empty_table_is_not_intact() -> None:
     found = change(kernel, nft.add_table(TABLE))
     assert not found.intact
     assert (found.queue, found.tags, found.gated, found.grants) == (None, frozenset(), {}, ())
+    assert (found.source_limit, found.doors, set(found.chains.values())) == (0, frozenset(), {()})
 
 
 FOREIGN: dict[str, tuple[Json, ...]] = {
@@ -120,7 +164,24 @@ FOREIGN: dict[str, tuple[Json, ...]] = {
     "another rule in front of the tags": (
         nft.flush_chain(TABLE, layout.TAGS),
         nft.add(Rule(TABLE, layout.TAGS, (nft.count("knocks"),))),
-        nft.add(layout.tag_rule(frozenset({b"PKD0"}))),
+        *map(nft.add, layout.tag_rules({(): frozenset({b"PKD0"})})),
+    ),
+    "a guarded place without ports": (nft.add_elements(TABLE, "gated_on", [nft.concat("lo", 1, 0)]),),
+    "a door for other keys": (
+        nft.add(Set(TABLE, "once4", ("ipv4_addr", "inet_service"), ("timeout",))),
+        nft.add_elements(TABLE, "once4", [nft.concat("192.0.2.9", 22)]),
+    ),
+    "a door for interfaces, by the name of one without": (
+        nft.add(Set(TABLE, "once4", ("ifname", "ipv4_addr", "inet_proto", "inet_service"), ("timeout",))),
+        nft.add_elements(TABLE, "once4", [nft.concat("lo", "192.0.2.9", 6, 22)]),
+    ),
+    "a door without an interface, by the name of one with": (
+        nft.add(Set(TABLE, "once4_if", ("ipv4_addr", "inet_proto", "inet_service"), ("timeout",))),
+        nft.add_elements(TABLE, "once4_if", [nft.concat("192.0.2.9", 6, 22)]),
+    ),
+    "a door of a width that no address has": (
+        nft.add(Set(TABLE, "grants4_net99", ("ipv4_addr", "inet_proto", "inet_service"), ("timeout",))),
+        nft.add_elements(TABLE, "grants4_net99", [nft.element(nft.concat("192.0.2.9", 6, 22), comment="ssh")]),
     ),
     "tags that are a named set": (
         nft.flush_chain(TABLE, layout.TAGS),
@@ -133,9 +194,12 @@ FOREIGN: dict[str, tuple[Json, ...]] = {
 def test_what_nfpkd_does_not_make_does_not_stop_it(kernel: FakeKernel, commands: tuple[Json, ...]) -> None:
     """An admin, or another version, put it there: `apply` must be able to repair the table."""
     kernel.apply(Transaction(commands))
-    listing = kernel.list(TABLE)
-    assert listing is not None
-    assert TCP22 in parse_state(listing).gated
+    found = state(kernel)
+    assert TCP22 in found.gated
+    wanted = compile_ruleset([SSH], Options(3))
+    kernel.apply(transaction_to(wanted, found))
+    repaired = state(kernel)
+    assert (repaired.intact, repaired.gated, repaired.doors) == (True, wanted.gated, frozenset())
 
 
 def test_a_grant_for_good_is_listed(kernel: FakeKernel) -> None:

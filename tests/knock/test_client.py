@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from nfpkd.errors import KnockError
 from nfpkd.knock.client import SentKnock, send_knock
 from nfpkd.knock.wire import encode_knock
-from nfpkd.rules.model import PortRange, Protocol, Rule, Secret, parse_key, parse_tag
+from nfpkd.rules.model import PortRange, Protocol, Rule, Secret, TimedKey, parse_key, parse_tag
 from nfpkd.verifier.judge import Judge, Judgement, Outcome
 from nfpkd.verifier.packet import Datagram, decode_datagram_untrusted
 
@@ -28,7 +28,7 @@ TAG = b"PKD0"
 
 
 def a_rule(key: Secret = KEY, tag: bytes = TAG, *, old: bool = False) -> Rule:
-    return Rule("ssh", key, tag, (PortRange(22, 22),), (Protocol.TCP,), old=old)
+    return Rule("ssh", (TimedKey(key),), tag, (PortRange(22, 22),), (Protocol.TCP,), old=old)
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])

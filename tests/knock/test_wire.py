@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.strategies import keys, ports, randoms, tags, times
 
 from nfpkd.errors import WireError
 from nfpkd.knock.wire import (
@@ -22,9 +21,10 @@ from nfpkd.knock.wire import (
     encode_knock,
     make_digest,
 )
-from nfpkd.rules.model import PortRange, Protocol, Rule, Secret, parse_key, parse_tag
+from nfpkd.rules.model import PortRange, Protocol, Rule, Secret, TimedKey, parse_key, parse_tag
 from nfpkd.verifier.judge import Judge, Outcome
 from nfpkd.verifier.packet import Datagram
+from support.strategies import keys, ports, randoms, tags, times
 
 SOURCE = bytes([192, 0, 2, 1])
 
@@ -42,7 +42,7 @@ VECTOR_OLD_DIGEST = bytes.fromhex("95d7ca19f6f757e8fc1303e71dd66cb0d1fafc25ed3db
 
 
 def a_rule(key: bytes, tag: bytes, *, old: bool = False) -> Rule:
-    return Rule("ssh", Secret(key), tag, (PortRange(22, 22),), (Protocol.TCP,), skew=None, old=old)
+    return Rule("ssh", (TimedKey(Secret(key)),), tag, (PortRange(22, 22),), (Protocol.TCP,), skew=None, old=old)
 
 
 def outcomes(rule: Rule, payload: bytes, port: int) -> list[Outcome]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support.network import Actions, Network, make_network
 
 _HERE = Path(__file__).parent

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from support.network import CLIENT4, SERVER4, Actions, Network, knock, listen_tcp, outcome, rule, running
+
+from support.network import CLIENT4, SERVER4, Actions, Network, knock, listen_tcp, outcome, rule, run_options, running
 
 PORT = 2222
 
@@ -81,7 +82,7 @@ def test_a_queue_in_use_is_named(network: Network, actions: Actions) -> None:
         code = (
             "from nfpkd.verifier.queue import PacketQueue\n"
             "from nfpkd.errors import KernelError\n"
-            "try: PacketQueue(0, lambda packet: True)\n"
+            "try: PacketQueue(0, lambda packet, interface: True)\n"
             "except KernelError as error: print(error)\n"
         )
         said = network.server.run(sys.executable, "-P", "-c", code)
@@ -92,8 +93,10 @@ def test_a_queue_in_use_is_named(network: Network, actions: Actions) -> None:
 @pytest.mark.usefixtures("apply")
 def test_without_the_privilege_the_remedy_is_named(network: Network, actions: Actions, command: str) -> None:
     words = [sys.executable, "-P", "-m", "nfpkd", command]
-    if command in ("apply", "run"):
+    if command == "apply":
         words += ["--actions", str(actions.path)]
+    if command == "run":
+        words += run_options(actions)
     drop = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin", "--"]
     with network.server.entered():
         done = subprocess.run([*drop, *words], capture_output=True, text=True, check=False)
@@ -111,3 +114,43 @@ def test_a_table_of_another_make_is_replaced_and_its_grants_live_on(network: Net
         assert network.nfpkd("apply", "--actions", str(actions.path)).stdout.startswith("guarding")
         assert outcome(network.client, SERVER4, PORT, "192.0.2.3") == "silence"
         assert outcome(network.client, SERVER4, PORT, CLIENT4) == "open"
+
+
+@pytest.mark.guest
+def test_an_admin_lets_somebody_in_and_takes_it_back(network: Network, actions: Actions, apply: list[str]) -> None:
+    where = ["--actions", str(actions.path)]
+    early = network.nfpkd("grant", "door", CLIENT4, *where)
+    assert early.returncode == 3
+    assert "nfpkd guards nothing here" in early.stderr
+    network.nfpkd(*apply)
+    with listen_tcp(network.server, PORT):
+        done = network.nfpkd("grant", "door", CLIENT4, "--for", "600", *where)
+        assert done.stdout == f"{CLIENT4} is let in to 2222/tcp for 600 s\n"
+        assert outcome(network.client, SERVER4, PORT, CLIENT4) == "open"
+        (grant,) = network.state().grants
+        assert (grant.rule, grant.timeout) == ("door", 600)
+        assert network.nfpkd("revoke", "door", "192.0.2.9").stdout == "nothing to take back\n"
+        assert network.nfpkd("revoke", "door", CLIENT4).stdout == f"taken back from {CLIENT4}\n"
+        assert outcome(network.client, SERVER4, PORT, CLIENT4) == "silence"
+        network.nfpkd("grant", "door", "2001:db8::7", *where)
+        assert network.nfpkd("revoke", "--all").stdout == "taken back from 2001:db8::7\n"
+        assert network.state().grants == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["grant", "dor", CLIENT4], "there is no rule 'dor'; did you mean 'door'?"),
+        (["grant", "door", "nowhere"], "'nowhere' is not an IP address"),
+        (["revoke"], "Name a RULE, or give --all"),
+        (["revoke", "door", "--all"], "Name a RULE, or give --all"),
+    ],
+)
+@pytest.mark.usefixtures("apply")
+def test_who_is_to_be_let_in_must_make_sense(
+    network: Network, actions: Actions, arguments: list[str], said: str
+) -> None:
+    options = ["--actions", str(actions.path)] if arguments[0] == "grant" else []
+    done = network.nfpkd(*arguments, *options)
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -8,6 +8,10 @@ import struct
 from pathlib import Path
 
 import pytest
+
+from nfpkd.demo.namespaces import Namespace, connect
+from nfpkd.firewall.state import Grant
+from nfpkd.rules.model import PortRange, Protocol, Reject, Rule, Service, TimedKey, parse_key, parse_tag
 from support.network import (
     CLIENT4,
     CLIENTS,
@@ -25,10 +29,6 @@ from support.network import (
     try_connect,
 )
 
-from nfpkd.demo.namespaces import Namespace, connect
-from nfpkd.firewall.state import Grant
-from nfpkd.rules.model import PortRange, Protocol, Reject, Rule, Service, parse_key, parse_tag
-
 PORT = 2222
 TCP = Service(Protocol.TCP, PORT)
 UDP = Service(Protocol.UDP, PORT)
@@ -38,7 +38,7 @@ FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 def make_rule(name: str = "door", port: int = PORT, reject: Reject = Reject.DROP) -> Rule:
     return Rule(
         name,
-        parse_key("k"),
+        (TimedKey(parse_key("k")),),
         parse_tag("PKD0"),
         (PortRange(port, port),),
         tuple(Protocol),

@@ -10,6 +10,9 @@ import socket
 import time
 
 import pytest
+
+from nfpkd.demo.namespaces import Namespace, connect
+from nfpkd.verifier.listeners import find_queue_listeners
 from support.network import (
     CLIENT4,
     CLIENTS,
@@ -33,9 +36,6 @@ from support.network import (
     try_connect,
 )
 
-from nfpkd.demo.namespaces import Namespace, connect
-from nfpkd.verifier.listeners import find_queue_listeners
-
 PORT = 2222
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 
@@ -58,7 +58,7 @@ def test_the_first_syn_right_behind_a_knock_gets_through(network: Network, actio
     """A lost first SYN would come again after a second, which try_connect does not wait for."""
     doors = 40
     actions.write("doors.json", *(rule(f"door{i}", PORT + i, tag=f"D{i:03}") for i in range(doors)))
-    with running(network, actions):
+    with running(network, actions, "--source-limit", "1000"):
         for i in range(doors):
             with listen_tcp(network.server, PORT + i, family):
                 knock(network.client, SERVERS[family], tag=f"D{i:03}", source=CLIENTS[family])
@@ -125,7 +125,7 @@ def test_whatever_is_in_the_queue_gets_its_verdict(network: Network, actions: Ac
         listen_tcp(network.server, PORT),
         open_udp(network.server, 4711) as server,
         open_udp(network.client, 0, 4, CLIENT4) as client,
-        running(network, actions) as run,
+        running(network, actions, "--source-limit", "1000") as run,
     ):
         garbage = [tag + secrets.token_bytes(52) for tag in (b"PKD0", b"UDP0") for _ in range(20)]
         for payload in garbage:

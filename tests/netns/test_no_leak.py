@@ -6,10 +6,10 @@ import itertools
 import sys
 
 import pytest
-from support.network import SERVER4, Network, open_udp
 
 from nfpkd.demo.process import Followed
-from nfpkd.rules.model import PortRange, Protocol, Reject, Rule, parse_key, parse_tag
+from nfpkd.rules.model import PortRange, Protocol, Reject, Rule, TimedKey, parse_key, parse_tag
+from support.network import DEFAULTS, SERVER4, Network, open_udp
 
 PORT = 2222
 RELOADS = 2000
@@ -38,7 +38,7 @@ print("sent", sent, flush=True)
 def make_rule(name: str, port: int, tag: str = "PKD0", **fields: object) -> Rule:
     return Rule(
         name,
-        parse_key("k"),
+        (TimedKey(parse_key("k")),),
         parse_tag(tag),
         (PortRange(port, port),),
         (Protocol.TCP, Protocol.UDP),
@@ -66,7 +66,8 @@ def test_no_probe_gets_through_2000_reloads(network: Network) -> None:
         with network.server.entered():
             firewall = network.firewall()
             changed = sum(
-                bool(firewall.apply(rules, 0)) for rules in itertools.islice(itertools.cycle(VARIANTS[1:]), RELOADS)
+                bool(firewall.apply(rules, DEFAULTS))
+                for rules in itertools.islice(itertools.cycle(VARIANTS[1:]), RELOADS)
             )
         assert changed == RELOADS
         (line,) = prober.stop()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from support.network import (
     CLIENT4,
     SERVER4,
@@ -19,6 +20,7 @@ from support.network import (
     listen_tcp,
     outcome,
     rule,
+    run_options,
     running,
     try_connect,
 )
@@ -168,7 +170,7 @@ def test_after_a_crash_the_guard_stands_and_the_next_run_takes_over(network: Net
 def test_a_second_run_is_turned_away_and_harms_nothing(network: Network, actions: Actions) -> None:
     actions.write("door.json", rule("door", PORT))
     with listen_tcp(network.server, PORT), running(network, actions):
-        second = network.nfpkd("run", "--actions", str(actions.path))
+        second = network.nfpkd("run", *run_options(actions))
         assert second.returncode == 3
         assert "already running here (process " in second.stderr
         assert outcome(network.client, SERVER4, PORT) == "silence"
@@ -176,7 +178,7 @@ def test_a_second_run_is_turned_away_and_harms_nothing(network: Network, actions
 
 def test_run_does_not_begin_with_wrong_rules(network: Network, actions: Actions) -> None:
     actions.write_text("door.json", "[{]")
-    done = network.nfpkd("run", "--actions", str(actions.path))
+    done = network.nfpkd("run", *run_options(actions))
     assert done.returncode == 1
     assert "door.json:1:3: not valid JSON" in done.stderr
     assert network.nft("list", "ruleset") == ""

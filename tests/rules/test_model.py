@@ -7,7 +7,6 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.strategies import rules, tags
 
 from nfpkd.rules.model import (
     KEY_LENGTH,
@@ -17,16 +16,19 @@ from nfpkd.rules.model import (
     Rule,
     Secret,
     Service,
+    TimedKey,
+    Trigger,
     format_tag,
     is_odd_hex,
     parse_key,
     parse_tag,
     parse_text_or_hex,
 )
+from support.strategies import rules, tags
 
 
 def a_rule(*ports: PortRange, protocols: tuple[Protocol, ...] = tuple(Protocol)) -> Rule:
-    return Rule("ssh", Secret(b"k" * KEY_LENGTH), b"PKD0", ports, protocols)
+    return Rule("ssh", (TimedKey(Secret(b"k" * KEY_LENGTH)),), b"PKD0", ports, protocols)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_a_secret_does_not_show(value: bytes) -> None:
 
 @given(rules())
 def test_a_rule_does_not_show_its_key(rule: Rule) -> None:
-    assert "key=Secret(...)" in repr(rule)
+    assert repr(rule).count("secret=Secret(...)") == len(rule.keys)
 
 
 def test_secrets_compare_by_value() -> None:
@@ -185,6 +187,8 @@ def test_services_are_every_port_by_every_protocol() -> None:
             a_rule(PortRange(80, 80), PortRange(8000, 8100), protocols=(Protocol.TCP, Protocol.UDP)),
             "80,8000-8100/tcp+udp",
         ),
+        (a_rule(PortRange(22, 22), protocols=tuple(reversed(Protocol))), "22/any"),
+        (a_rule(), "no port"),
     ],
 )
 def test_services_are_described_as_people_write_them(rule: Rule, text: str) -> None:
@@ -198,3 +202,16 @@ def test_services_are_described_as_people_write_them(rule: Rule, text: str) -> N
 def test_protocols_have_ianas_numbers_and_nfts_names(protocol: str, number: int, label: str) -> None:
     assert Protocol[protocol] == number
     assert Protocol[protocol].label == label
+
+
+@pytest.mark.parametrize(
+    ("trigger", "runs"),
+    [
+        (Trigger(), False),
+        (Trigger(user="root", timeout=1), False),
+        (Trigger(("/bin/true",)), True),
+        (Trigger((), ("/bin/true",)), True),
+    ],
+)
+def test_a_trigger_is_one_if_it_runs_something(trigger: Trigger, runs: bool) -> None:
+    assert bool(trigger) is runs

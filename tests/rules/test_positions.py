@@ -8,10 +8,10 @@ import tracemalloc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.strategies import WrittenJson, json_values, written_json
 
 from nfpkd.errors import Problem, RulesError
 from nfpkd.rules.positions import MAX_DEPTH, MAX_NUMBER_LENGTH, Document
+from support.strategies import WrittenJson, json_values, written_json
 
 
 def place(text: str, offset: int) -> tuple[int, int]:

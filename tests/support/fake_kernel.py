@@ -88,10 +88,11 @@ class _Element:
 
 @dataclass
 class _Set:
-    """A set, or a map if its declaration says what it maps to."""
+    """A set, or a map if its declaration says what it maps to; *is_new* while the transaction that made it runs."""
 
     declared: Json
     elements: dict[tuple[object, ...], _Element] = field(default_factory=dict)
+    is_new: bool = True
 
     @property
     def is_map(self) -> bool:
@@ -102,8 +103,12 @@ class _Set:
         kind = self.declared["type"]
         return (kind,) if isinstance(kind, str) else tuple(kind)
 
+    @property
+    def has_timeouts(self) -> bool:
+        return "timeout" in self.declared.get("flags", ())
+
     def copy_alive(self, now: float) -> _Set:
-        return replace(self, elements={key: e for key, e in self.elements.items() if e.ends > now})
+        return replace(self, elements={key: e for key, e in self.elements.items() if e.ends > now}, is_new=False)
 
 
 @dataclass
@@ -232,7 +237,7 @@ def _add_element(table: _Table, found: _Set, entry: Expression, now: float) -> N
     key = _parse_key(found, described["val"])
     timeout, expires = described.get("timeout", 0), described.get("expires", 0)
     _check_comment(described)
-    if (timeout or expires) and "timeout" not in found.declared.get("flags", ()):
+    if (timeout or expires) and not found.has_timeouts:
         raise KernelError("this set knows no timeouts")
     if not 0 <= timeout < _MAX_TIMEOUT or not 0 <= expires <= timeout:
         raise KernelError(f"timeout {timeout} and expires {expires} do not go together")
@@ -316,18 +321,56 @@ def _check_rule(table: _Table, expr: list[Json]) -> None:
             _find(table.sets, name, kind)
     for statement in expr:
         match statement:
-            case {"match": {"right": {"set": []}}}:
-                raise KernelError("an anonymous set needs members")
+            case {"match": {"left": left, "right": {"set": members}}}:
+                _check_members(left, members)
             case {"match": {"left": key, "right": str(name)}} if name.startswith("@"):
                 _check_width(table, key, name)
             case {"vmap": {"key": key, "data": str(name)}}:
                 _check_width(table, key, name)
                 if not table.sets[name[1:]].is_map:
                     raise KernelError(f"{name} is not a map")
-            case {"set": {"elem": {"elem": {"val": key}} | key, "set": name}}:
-                _check_width(table, key, name)
+            case {"set": update}:
+                _check_update(table, update)
             case {"queue": {"num": int(number)}} if not 0 <= number < 2**16:
                 raise KernelError(f"{number} is not the number of a queue")
+
+
+def _check_members(left: Expression, members: list[Expression]) -> None:
+    if not members:
+        raise KernelError("an anonymous set needs members")
+    match left:
+        case {"meta": {"key": "iifname"}}:
+            read = _PARTS["ifname"]
+        case {"payload": {"field": "dport"}}:
+            read = _PARTS["inet_service"]
+        case _:
+            return
+    try:
+        for member in members:
+            first, last = member["range"] if isinstance(member, dict) else (member, member)
+            read(first)
+            read(last)
+            if first > last:
+                raise ValueError(f"{first} to {last} is no range")
+    except ValueError as error:
+        raise KernelError(f"bad member of an anonymous set: {error}") from None
+
+
+def _check_update(table: _Table, update: Json) -> None:
+    """Check what a rule does to a set from the packet path."""
+    found = table.sets[update["set"][1:]]
+    element = update["elem"].get("elem", {"val": update["elem"]})
+    _check_width(table, element["val"], update["set"])
+    if found.is_map:
+        raise KernelError(f"{update['set']} is a map")
+    if "timeout" in element and not found.has_timeouts:
+        raise KernelError("this set knows no timeouts")
+    for statement in update.get("stmt", ()):
+        # The kernel gives a set its statements from the first rule that uses it, and only while it is made.
+        if not found.is_new:
+            raise KernelError(f"{update['set']} was made without this statement")
+        if statement["limit"]["rate"] < 1:
+            raise KernelError("a limit of nothing")
 
 
 def _check_width(table: _Table, key: Expression, name: str) -> None:
@@ -388,8 +431,30 @@ def _list_statement(statement: Json, has_queue_statement: bool) -> Json:
     match statement:
         case {"match": {"right": {"set": [member]}} as found}:
             return {"match": {**found, "right": member}}
+        case {"match": {"left": {"meta": {"key": "iifname"}}, "right": {"set": members}} as found}:
+            # As numbers, in the byte order of the machine.
+            return {"match": {**found, "right": {"set": sorted(members, key=_little_endian)}}}
+        case {"match": {"right": {"set": members}} as found} if any(
+            "range" in m for m in members if isinstance(m, dict)
+        ):
+            return {"match": {**found, "right": {"set": _join_ranges(members)}}}
         case {"match": {"right": {"set": [int(), *_] as members}} as found}:
-            return {"match": {**found, "right": {"set": sorted(members)}}}
+            return {"match": {**found, "right": {"set": sorted(set(members))}}}
         case {"queue": _} if not has_queue_statement:
             return {"xt": {"type": "target", "name": "NFQUEUE"}}
     return statement
+
+
+def _little_endian(name: str) -> int:
+    return int.from_bytes(name.encode(), "little")
+
+
+def _join_ranges(members: list[Expression]) -> list[Expression]:
+    """Return ranges and numbers in order; those that touch are one."""
+    joined: list[list[int]] = []
+    for first, last in sorted(m["range"] if isinstance(m, dict) else [m, m] for m in members):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1][1] = max(joined[-1][1], last)
+        else:
+            joined.append([first, last])
+    return [first if first == last else {"range": [first, last]} for first, last in joined]

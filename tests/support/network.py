@@ -17,6 +17,7 @@ from nfpkd.demo.namespaces import Namespace, connect
 from nfpkd.demo.process import NFPKD, Followed
 from nfpkd.firewall.firewall import Firewall
 from nfpkd.firewall.kernel import NftablesKernel
+from nfpkd.firewall.ruleset import Options
 from nfpkd.firewall.sessions import list_open_sessions
 from nfpkd.firewall.state import State
 from nfpkd.knock.wire import RANDOM_LENGTH, encode_knock
@@ -31,6 +32,7 @@ CLIENTS = {4: CLIENT4, 6: CLIENT6}
 STRANGERS = {4: STRANGER4, 6: STRANGER6}
 
 KEY = "a key for the tests"
+DEFAULTS = Options()
 # What silence is: how long an answer is waited for that should not come.
 SILENCE = 0.25
 
@@ -46,9 +48,9 @@ class Network:
         """Return the server's firewall; use it inside ``with network.server.entered()``."""
         return Firewall(NftablesKernel(), list_open_sessions)
 
-    def enforce(self, *rules: Rule, queue: int = 0) -> None:
+    def enforce(self, *rules: Rule, options: Options = DEFAULTS) -> None:
         with self.server.entered():
-            self.firewall().apply(rules, queue)
+            self.firewall().apply(rules, options)
 
     def state(self) -> State:
         with self.server.entered():
@@ -180,15 +182,19 @@ class Actions:
         return file
 
 
-def rule(name: str, port: int, **fields: Any) -> dict[str, Any]:
+def rule(name: str, port: int | str | list[Any], **fields: Any) -> dict[str, Any]:
     """Return a rule as a rule file has it."""
     return {"name": name, "key": KEY, "port": port, "protocol": "tcp", **fields}
+
+
+def run_options(actions: Actions) -> list[str]:
+    return ["--actions", str(actions.path), "--state-dir", str(actions.path.with_name("state"))]
 
 
 @contextlib.contextmanager
 def running(network: Network, actions: Actions, *options: str) -> Iterator[Followed]:
     """Have `nfpkd run` on the server, ready to judge."""
-    command = [*NFPKD, "run", "--actions", str(actions.path), *options]
+    command = [*NFPKD, "run", *run_options(actions), *options]
     with Followed(network.server, command) as process:
         process.wait_for("guarding")
         yield process

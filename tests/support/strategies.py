@@ -5,21 +5,30 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_network
 from typing import NamedTuple
 
 from hypothesis import strategies as st
 
+from nfpkd.firewall.ruleset import Options
 from nfpkd.knock.wire import RANDOM_LENGTH
+from nfpkd.rules.build import CONNECTION_PROTOCOLS
 from nfpkd.rules.model import (
     KEY_LENGTH,
     MAX_WINDOW,
     TAG_LENGTH,
+    Network,
     PortRange,
+    Prefixes,
     Protocol,
+    Rate,
     Reject,
     Rule,
     Secret,
     Service,
+    TimedKey,
+    Trigger,
 )
 
 names = st.text(string.ascii_letters + string.digits + "_.-", min_size=1, max_size=64)
@@ -28,6 +37,7 @@ ports = st.integers(1, 65535)
 keys = st.binary(min_size=1, max_size=KEY_LENGTH).map(lambda raw: raw.ljust(KEY_LENGTH, b"\0"))
 tags = st.binary(min_size=1, max_size=TAG_LENGTH).map(lambda raw: raw.ljust(TAG_LENGTH, b"\0"))
 protocols = st.sets(st.sampled_from(Protocol), min_size=1).map(lambda found: tuple(sorted(found)))
+seconds = st.integers(0, 2**32)
 services = st.builds(Service, st.sampled_from(Protocol), ports)
 
 
@@ -38,20 +48,71 @@ def port_ranges(draw: st.DrawFn, longest: int = 5) -> PortRange:
 
 
 @st.composite
-def rules(draw: st.DrawFn, reject: st.SearchStrategy[Reject] = st.sampled_from(Reject)) -> Rule:  # noqa: B008
-    return Rule(
-        name=draw(names),
-        key=Secret(draw(keys)),
-        tag=draw(tags),
-        ports=tuple(draw(st.lists(port_ranges(), min_size=1, max_size=3))),
-        protocols=draw(protocols),
-        window=draw(st.integers(1, MAX_WINDOW)),
-        skew=draw(st.none() | st.integers(1, 3600)),
-        reject=draw(reject),
-        old=draw(st.booleans()),
-        description=draw(st.text(max_size=40)),
+def timed_keys(draw: st.DrawFn) -> TimedKey:
+    not_before, not_after = draw(st.none() | seconds), draw(st.none() | seconds)
+    if not_before is not None and not_after is not None:
+        not_before, not_after = sorted((not_before, not_after))
+    return TimedKey(Secret(draw(keys)), not_before, not_after)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> Network:
+    address = draw(st.ip_addresses())
+    return ip_network((address, draw(st.integers(0, address.max_prefixlen))), strict=False)
+
+
+# The usual way is as likely as all others together: most rules use little of the language.
+prefixes = st.just(Prefixes()) | st.builds(
+    Prefixes, st.sampled_from([32, 31, 24, 20, 8]), st.sampled_from([128, 127, 64, 48, 16])
+)
+interfaces = st.just(()) | st.lists(
+    st.sampled_from(["eth0", "lo", "wg0", "br-0123456789ab"]), min_size=1, max_size=3, unique=True
+).map(tuple)
+rates = st.builds(Rate, *[st.integers(1, 86400)] * 3)
+commands = st.just(()) | st.just(("/bin/true", "one argument"))
+triggers = st.builds(Trigger, commands, commands, st.just("nobody"), st.integers(1, 3600))
+
+
+def settle(rule: Rule) -> Rule:
+    """Return *rule* in a combination that the loader allows: see `nfpkd.rules.build`."""
+    once = rule.once and not rule.extend
+    with_connections = tuple(p for p in rule.protocols if p in CONNECTION_PROTOCOLS)
+    trigger = rule.trigger._replace(close_command=()) if rule.extend else rule.trigger
+    return replace(
+        rule,
+        once=once,
+        protocols=(with_connections or (Protocol.TCP,)) if once else rule.protocols,
+        trigger=trigger if rule.ports or trigger.command else trigger._replace(command=("/bin/true",)),
     )
 
+
+@st.composite
+def rules(draw: st.DrawFn, reject: st.SearchStrategy[Reject] = st.sampled_from(Reject)) -> Rule:  # noqa: B008
+    return settle(
+        Rule(
+            name=draw(names),
+            keys=tuple(draw(st.lists(timed_keys(), min_size=1, max_size=3))),
+            tag=draw(tags),
+            ports=tuple(draw(st.lists(port_ranges(), max_size=3))),
+            protocols=draw(protocols),
+            window=draw(st.integers(1, MAX_WINDOW)),
+            skew=draw(st.none() | st.integers(1, 3600)),
+            reject=draw(reject),
+            old=draw(st.booleans()),
+            description=draw(st.text(max_size=40)),
+            knock_ports=tuple(draw(st.lists(port_ranges(), max_size=3))),
+            rate=draw(rates),
+            sources=tuple(draw(st.lists(networks(), max_size=2))),
+            prefixes=draw(prefixes),
+            extend=draw(st.booleans()),
+            once=draw(st.booleans()),
+            interfaces=draw(interfaces),
+            trigger=draw(triggers),
+        )
+    )
+
+
+options = st.builds(Options, st.integers(0, 65535), interfaces, st.integers(1, 1_000_000))
 
 # A list of rules as the loader lets it through: names are unique, and rules that share a port agree on reject.
 rule_lists = st.sampled_from(Reject).flatmap(

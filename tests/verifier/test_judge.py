@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.strategies import rule_lists
 
 from nfpkd.knock.wire import encode_knock
-from nfpkd.rules.model import KEY_LENGTH, PortRange, Protocol, Rule, Secret
+from nfpkd.rules.model import KEY_LENGTH, PortRange, Protocol, Rate, Rule, Secret, TimedKey
 from nfpkd.verifier import judge as judge_module
+from nfpkd.verifier import replay as replay_module
 from nfpkd.verifier.judge import Judge, Outcome
 from nfpkd.verifier.packet import Datagram
 from nfpkd.verifier.replay import ReplayMemory
+from support.strategies import rule_lists
 
 ACCEPTED, REPLAYED, CLOCK_OFF = Outcome.ACCEPTED, Outcome.REPLAYED, Outcome.CLOCK_OFF
 RATE_LIMITED, MEMORY_FULL = Outcome.RATE_LIMITED, Outcome.MEMORY_FULL
+KEY_NOT_YET_VALID, KEY_EXPIRED = Outcome.KEY_NOT_YET_VALID, Outcome.KEY_EXPIRED
+CUT_OFF = Outcome.CUT_OFF
+SOURCE_NOT_ALLOWED = Outcome.SOURCE_NOT_ALLOWED
 
 WALL = 1_700_000_000
 NOW = 5000.0
@@ -27,21 +33,28 @@ PORT = 40000
 SOURCE = bytes([192, 0, 2, 1])
 
 
+def a_key(text: str = "k", not_before: int | None = None, not_after: int | None = None) -> TimedKey:
+    return TimedKey(Secret(text.encode().ljust(KEY_LENGTH, b"\0")), not_before, not_after)
+
+
 def a_rule(
-    name: str = "ssh", key: str = "k", tag: bytes = b"PKD0", skew: int | None = 10, *, old: bool = False
+    name: str = "ssh", key: str = "k", tag: bytes = b"PKD0", skew: int | None = 10, *, old: bool = False, **more: Any
 ) -> Rule:
-    secret = Secret(key.encode().ljust(KEY_LENGTH, b"\0"))
-    return Rule(name, secret, tag, (PortRange(22, 22),), (Protocol.TCP,), skew=skew, old=old)
+    fields = {"keys": (a_key(key),), "ports": (PortRange(22, 22),), "protocols": (Protocol.TCP,), **more}
+    return Rule(name, tag=tag, skew=skew, old=old, **fields)
 
 
 def knock(rule: Rule | None = None, time: int = WALL, number: int = 0, *, old: bool = False) -> Datagram:
+    """Return a knock made with the first key of *rule*; knocks of different *number* differ."""
     made_with = rule or a_rule()
-    random = number.to_bytes(12, "big")
-    return Datagram(SOURCE, PORT, encode_knock(made_with.key.reveal(), made_with.tag, PORT, time, random, old=old))
+    key, random = made_with.keys[0].secret.reveal(), number.to_bytes(12, "big")
+    return Datagram(SOURCE, PORT, encode_knock(key, made_with.tag, PORT, time, random, old=old))
 
 
-def outcomes(judge: Judge, datagram: Datagram, wall: int = WALL, now: float = NOW) -> dict[str, Outcome]:
-    judgements = judge.judge(datagram, wall, now)
+def outcomes(
+    judge: Judge, datagram: Datagram, wall: int = WALL, now: float = NOW, interface: str = ""
+) -> dict[str, Outcome]:
+    judgements = judge.judge(datagram, wall, now, interface)
     found = {judgement.rule.name: judgement.outcome for judgement in judgements}
     assert len(found) == len(judgements)
     return found
@@ -186,11 +199,13 @@ def test_a_replay_uses_up_no_rate() -> None:
 def test_a_replay_is_called_one_also_when_its_clock_is_off_by_now() -> None:
     judge = Judge([a_rule()])
     outcomes(judge, knock())
-    assert outcomes(judge, knock(), wall=WALL + 1000) == {"ssh": REPLAYED}
+    assert outcomes(judge, knock(), wall=WALL + 10) == {"ssh": REPLAYED}
+    # So old that it was forgotten, and with it everything as old.
+    assert outcomes(judge, knock(), wall=WALL + 1000) == {"ssh": CUT_OFF}
 
 
 def test_a_full_memory_opens_nothing_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_module, "ReplayMemory", lambda: ReplayMemory(2))
+    monkeypatch.setattr(replay_module, "ReplayMemory", lambda: ReplayMemory(2))
     judge = Judge([a_rule(), a_rule("other", "other key")])
     found = [outcomes(judge, knock(number=n), now=NOW + 10 * n)["ssh"] for n in range(3)]
     assert found == [ACCEPTED, ACCEPTED, MEMORY_FULL]
@@ -232,7 +247,7 @@ def test_a_key_has_one_memory_under_all_its_tags() -> None:
     judge = Judge([a_rule("a", tag=b"AAAA"), a_rule("b", tag=b"BBBB")])
     assert outcomes(judge, knock(a_rule(tag=b"AAAA"))) == {"a": ACCEPTED}
     assert outcomes(judge, knock(a_rule(tag=b"BBBB"))) == {"b": ACCEPTED}
-    (memory,) = judge._memories.values()
+    (memory,) = judge.memory._memories.values()
     assert len(memory) == 2
 
 
@@ -277,7 +292,201 @@ def test_a_skew_that_grows_with_new_rules_revives_nothing() -> None:
     outcomes(judge, knock())
     outcomes(judge, knock(time=WALL + 100), wall=WALL + 100, now=NOW + 100)
     judge.replace_rules([a_rule(skew=None)])
-    assert outcomes(judge, knock(), wall=WALL + 100, now=NOW + 200) == {"ssh": REPLAYED}
+    assert outcomes(judge, knock(), wall=WALL + 100, now=NOW + 200) == {"ssh": CUT_OFF}
+
+
+@pytest.mark.parametrize(
+    ("not_before", "not_after", "outcome"),
+    [
+        (None, None, ACCEPTED),
+        (WALL, WALL, ACCEPTED),
+        (WALL - 100, None, ACCEPTED),
+        (None, WALL + 100, ACCEPTED),
+        (WALL + 1, None, KEY_NOT_YET_VALID),
+        (WALL + 1, WALL + 2, KEY_NOT_YET_VALID),
+        (None, WALL - 1, KEY_EXPIRED),
+        (WALL - 2, WALL - 1, KEY_EXPIRED),
+        (None, 0, KEY_EXPIRED),
+    ],
+)
+def test_the_times_of_a_key_count_by_our_clock(not_before: int | None, not_after: int | None, outcome: Outcome) -> None:
+    rule = a_rule(keys=(a_key("k", not_before, not_after),))
+    # What the client's clock says decides nothing here, or an old key could be used by stamping knocks back.
+    for number, offset in enumerate((0, 7, -7)):
+        knocked = knock(rule, WALL + offset, number)
+        assert outcomes(Judge([rule]), knocked) == {"ssh": outcome}
+
+
+def test_old_and_new_key_overlap_while_clients_move() -> None:
+    old, new = a_key("old key", None, WALL + 10), a_key("new key", WALL)
+    judge = Judge([a_rule(keys=(old, new), rate=Rate(1, 1, 1))])
+
+    def knock_with(key: str, wall: int) -> dict[str, Outcome]:
+        return outcomes(judge, knock(a_rule(key=key), wall), wall, NOW + wall - WALL)
+
+    assert knock_with("old key", WALL - 2) == {"ssh": ACCEPTED}
+    assert knock_with("new key", WALL - 1) == {"ssh": KEY_NOT_YET_VALID}
+    assert knock_with("old key", WALL + 1) == {"ssh": ACCEPTED}
+    assert knock_with("new key", WALL + 2) == {"ssh": ACCEPTED}
+    assert knock_with("old key", WALL + 10) == {"ssh": ACCEPTED}
+    assert knock_with("old key", WALL + 11) == {"ssh": KEY_EXPIRED}
+    assert knock_with("new key", WALL + 12) == {"ssh": ACCEPTED}
+
+
+def test_keys_of_one_rule_share_its_rate_and_not_their_memory() -> None:
+    judge = Judge([a_rule(keys=(a_key("a"), a_key("b")))])
+    assert outcomes(judge, knock(a_rule(key="a"))) == {"ssh": ACCEPTED}
+    assert outcomes(judge, knock(a_rule(key="b"))) == {"ssh": RATE_LIMITED}
+    assert len(judge.memory._memories) == 2
+
+
+def test_one_key_may_have_other_times_in_another_rule() -> None:
+    judge = Judge([a_rule("short", keys=(a_key("k", None, WALL - 1),)), a_rule("long"), a_rule("other", "other key")])
+    assert outcomes(judge, knock()) == {"short": KEY_EXPIRED, "long": ACCEPTED}
+
+
+@pytest.mark.parametrize(
+    ("source", "allowed", "outcome"),
+    [
+        ("192.0.2.1", ["192.0.2.1"], ACCEPTED),
+        ("192.0.2.1", ["192.0.2.0/24"], ACCEPTED),
+        ("192.0.2.1", ["198.51.100.0/24", "2001:db8::/32", "192.0.0.0/8"], ACCEPTED),
+        ("192.0.2.1", ["0.0.0.0/0"], ACCEPTED),
+        ("192.0.2.1", ["192.0.2.2"], SOURCE_NOT_ALLOWED),
+        ("192.0.3.0", ["192.0.2.0/24"], SOURCE_NOT_ALLOWED),
+        ("192.0.2.1", ["::/0"], SOURCE_NOT_ALLOWED),
+        ("2001:db8::1", ["2001:db8::/32"], ACCEPTED),
+        ("2001:db9::1", ["2001:db8::/32"], SOURCE_NOT_ALLOWED),
+        ("2001:db8::1", ["0.0.0.0/0"], SOURCE_NOT_ALLOWED),
+        ("::ffff:192.0.2.1", ["192.0.2.1"], SOURCE_NOT_ALLOWED),
+    ],
+)
+def test_who_may_knock(source: str, allowed: list[str], outcome: Outcome) -> None:
+    judge = Judge([a_rule(sources=tuple(map(ipaddress.ip_network, allowed))), a_rule("anybody")])
+    knocked = knock()._replace(source=ipaddress.ip_address(source).packed)
+    assert outcomes(judge, knocked) == {"ssh": outcome, "anybody": ACCEPTED}
+
+
+# Each knock has all that is wrong from its line on; what is asked first is what it hears.
+@pytest.mark.parametrize(
+    ("wrong", "outcome"),
+    [
+        ({"replay", "key", "source", "clock", "rate"}, REPLAYED),
+        ({"key", "source", "clock", "rate"}, KEY_EXPIRED),
+        ({"source", "clock", "rate"}, SOURCE_NOT_ALLOWED),
+        ({"clock", "rate"}, CLOCK_OFF),
+        ({"rate"}, RATE_LIMITED),
+        (set(), ACCEPTED),
+    ],
+)
+def test_what_is_asked_first(wrong: set[str], outcome: Outcome) -> None:
+    allowed = "198.51.100.1" if "source" in wrong else "192.0.2.1"
+    not_after = WALL + 50 if "key" in wrong else None
+    rule = a_rule(keys=(a_key("k", None, not_after),), sources=(ipaddress.ip_network(allowed),), skew=200)
+    judge = Judge([replace(rule, sources=())])
+    if "rate" in wrong:
+        assert outcomes(judge, knock(number=1), WALL, NOW + 100) == {"ssh": ACCEPTED}
+    stamped = WALL - 200 if "clock" in wrong else WALL
+    if "replay" in wrong:
+        outcomes(judge, knock(time=stamped), WALL, NOW + 100)
+    judge.replace_rules([rule])
+    assert outcomes(judge, knock(time=stamped), WALL + 100, NOW + 100) == {"ssh": outcome}
+
+
+@pytest.mark.parametrize(
+    "refusing",
+    [
+        a_rule(keys=(a_key("k", WALL + 10),)),
+        a_rule(keys=(a_key("k", None, WALL - 1),)),
+        a_rule(sources=(ipaddress.ip_network("::/0"),)),
+    ],
+    ids=["not yet valid", "expired", "not from there"],
+)
+def test_a_knock_refused_for_its_key_or_source_is_remembered_and_uses_up_no_rate(refusing: Rule) -> None:
+    judge = Judge([refusing])
+    assert ACCEPTED not in outcomes(judge, knock()).values()
+    judge.replace_rules([a_rule()])
+    assert outcomes(judge, knock()) == {"ssh": REPLAYED}
+    assert outcomes(judge, knock(number=1)) == {"ssh": ACCEPTED}
+
+
+@pytest.mark.parametrize(
+    ("ports", "heard"),
+    [
+        ([], True),
+        ([(PORT, PORT)], True),
+        ([(1, 2), (PORT - 5, PORT)], True),
+        ([(PORT, 65535)], True),
+        ([(PORT + 1, 65535), (1, PORT - 1)], False),
+    ],
+)
+def test_a_knock_at_another_port_than_the_rules_is_no_knock(ports: list[tuple[int, int]], heard: bool) -> None:
+    rule = a_rule(knock_ports=tuple(PortRange(*found) for found in ports))
+    judge = Judge([rule])
+    assert outcomes(judge, knock()) == ({"ssh": ACCEPTED} if heard else {})
+    if not heard:
+        # It left no trace: at the right port the same datagram would be another one, whose digest has that port.
+        judge.replace_rules([a_rule()])
+        assert outcomes(judge, knock()) == {"ssh": ACCEPTED}
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "came_by", "heard"),
+    [
+        ((), "", True),
+        ((), "eth0", True),
+        (("eth0",), "eth0", True),
+        (("wg0", "eth0"), "eth0", True),
+        (("eth0",), "eth1", False),
+        (("eth0",), "eth", False),
+        (("eth0",), "", False),
+    ],
+)
+def test_a_knock_by_another_interface_than_the_rules_is_no_knock(
+    interfaces: tuple[str, ...], came_by: str, heard: bool
+) -> None:
+    judge = Judge([a_rule(interfaces=interfaces)])
+    assert outcomes(judge, knock(), interface=came_by) == ({"ssh": ACCEPTED} if heard else {})
+    if not heard:
+        assert outcomes(judge, knock(), interface=interfaces[0]) == {"ssh": ACCEPTED}
+
+
+def test_only_the_rules_that_hear_a_knock_are_opened() -> None:
+    elsewhere = (PortRange(PORT + 1, PORT + 1),)
+    judge = Judge(
+        [
+            a_rule("anywhere"),
+            a_rule("at another port", knock_ports=elsewhere),
+            a_rule("on eth0", interfaces=("eth0",)),
+            a_rule("on eth1", interfaces=("eth1",)),
+            a_rule("another key", "other key"),
+        ]
+    )
+    assert outcomes(judge, knock(), interface="eth0") == {"anywhere": ACCEPTED, "on eth0": ACCEPTED}
+
+
+def test_a_rate_of_its_own() -> None:
+    judge = Judge([a_rule(rate=Rate(knocks=2, per=60, burst=3)), a_rule("usual")])
+    found = [outcomes(judge, knock(number=n), now=NOW + now) for n, now in enumerate((0, 0, 0, 0, 29, 30, 31))]
+    limited = RATE_LIMITED
+    assert [f["ssh"] for f in found] == [ACCEPTED, ACCEPTED, ACCEPTED, limited, limited, ACCEPTED, limited]
+    assert [f["usual"] for f in found] == [ACCEPTED, limited, limited, limited, ACCEPTED, limited, limited]
+
+
+@pytest.mark.parametrize(
+    ("rate", "outcome"),
+    [
+        (Rate(1, 60, 1), RATE_LIMITED),
+        (Rate(1, 61, 1), ACCEPTED),
+        (Rate(2, 60, 1), ACCEPTED),
+        (Rate(1, 60, 2), ACCEPTED),
+    ],
+)
+def test_a_bucket_stays_when_rules_are_replaced_unless_its_rate_changed(rate: Rate, outcome: Outcome) -> None:
+    judge = Judge([a_rule(rate=Rate(1, 60, 1))])
+    assert outcomes(judge, knock()) == {"ssh": ACCEPTED}
+    judge.replace_rules([a_rule(rate=rate, window=7, description="edited")])
+    assert outcomes(judge, knock(number=1), now=NOW + 1) == {"ssh": outcome}
 
 
 @given(
@@ -302,10 +511,22 @@ def test_no_payload_is_a_crash_nor_a_knock(rules: list[Rule], payload: bytes, po
         assert judge.judge(Datagram(SOURCE, port, tag + payload), WALL, NOW) == []
 
 
-@given(rule_lists, st.integers(0, 65535))
-def test_exactly_the_rules_with_key_and_tag_are_opened(rules: list[Rule], port: int) -> None:
-    for made_with in rules:
-        key, tag = made_with.key.reveal(), made_with.tag
+@given(rule_lists, st.integers(0, 65535), st.sampled_from(["", "eth0", "lo"]))
+def test_exactly_the_rules_that_hear_key_and_tag_are_judged(rules: list[Rule], port: int, interface: str) -> None:
+    # The loader lets no rule have a key twice.
+    rules = [rule for rule in rules if len({key.secret for key in rule.keys}) == len(rule.keys)]
+    pairs = {(key.secret.reveal(), rule.tag) for rule in rules for key in rule.keys}
+    for key, tag in pairs:
         payload = encode_knock(key, tag, port, WALL, hashlib.sha256(key).digest()[:12])
-        opened = outcomes(Judge(rules), Datagram(SOURCE, port, payload))
-        assert opened == {rule.name: ACCEPTED for rule in rules if (rule.key.reveal(), rule.tag) == (key, tag)}
+        judgements = Judge(rules).judge(Datagram(SOURCE, port, payload), WALL, NOW, interface)
+        assert {judgement.rule.name for judgement in judgements} == {
+            rule.name
+            for rule in rules
+            if rule.tag == tag
+            and key in [known.secret.reveal() for known in rule.keys]
+            and (not rule.interfaces or interface in rule.interfaces)
+            and (not rule.knock_ports or any(first <= port <= last for first, last in rule.knock_ports))
+        }
+        for rule, outcome, _ in judgements:
+            assert outcome in (ACCEPTED, KEY_NOT_YET_VALID, KEY_EXPIRED, SOURCE_NOT_ALLOWED)
+            assert outcome is ACCEPTED or rule.sources or any(known[1:] != (None, None) for known in rule.keys)

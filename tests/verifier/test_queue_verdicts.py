@@ -17,6 +17,8 @@ from nfpkd.verifier.queue import BATCH, PacketQueue
 
 
 class FakePacket:
+    indev = 3
+
     def __init__(self, payload: bytes) -> None:
         self._payload = payload
         self.verdicts: list[str] = []
@@ -82,13 +84,15 @@ class Opened:
 
     def __init__(self) -> None:
         self.seen: list[bytes] = []
+        self.interfaces: set[int] = set()
         self.answer: Callable[[bytes], bool] = lambda _: True
         self.queue = PacketQueue(7, self._handle)
         fake: Any = self.queue._queue
         self.fake: FakeNetfilterQueue = fake
 
-    def _handle(self, payload: bytes) -> bool:
+    def _handle(self, payload: bytes, interface: int) -> bool:
         self.seen.append(payload)
+        self.interfaces.add(interface)
         return self.answer(payload)
 
     def deliver(self, *payloads: bytes) -> list[list[str]]:
@@ -111,6 +115,7 @@ def test_the_handlers_answer_is_the_verdict(opened: Opened) -> None:
     opened.answer = lambda payload: payload == b"pass"
     assert opened.deliver(b"pass", b"knock", b"pass") == [["accept"], ["drop"], ["accept"]]
     assert opened.seen == [b"pass", b"knock", b"pass"]
+    assert opened.interfaces == {FakePacket.indev}
     assert opened.queue.failures == 0
 
 
@@ -208,6 +213,6 @@ def test_a_queue_that_cannot_be_taken(
     monkeypatch.setattr(FakeNetfilterQueue, "refusal", OSError("Failed to create queue 7."))
     monkeypatch.setattr(queue, "find_queue_listeners", lambda: listeners)
     with pytest.raises(KernelError) as caught:
-        PacketQueue(7, lambda _: True)
+        PacketQueue(7, lambda *_: True)
     assert caught.value.reason == reason
     assert remedy in caught.value.remedy

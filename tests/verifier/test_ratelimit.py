@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nfpkd.rules.model import DEFAULT_RATE
 from nfpkd.verifier.ratelimit import TokenBucket
 
 # Multiples of a power of two are exact in a float: no rounding decides a case.
@@ -15,24 +16,24 @@ steps = st.lists(st.integers(0, 64).map(lambda n: n / 16), min_size=1, max_size=
 
 
 def test_the_first_is_let_through_at_any_time() -> None:
-    assert TokenBucket().take(0.0)
-    assert TokenBucket().take(1e9)
+    assert TokenBucket(*DEFAULT_RATE).take(0.0)
+    assert TokenBucket(*DEFAULT_RATE).take(1e9)
 
 
 @pytest.mark.parametrize(("later", "passes"), [(0.0, False), (1.0, False), (4.9, False), (5.0, True), (1000.0, True)])
 def test_by_default_one_in_five_seconds(later: float, passes: bool) -> None:
-    bucket = TokenBucket()
+    bucket = TokenBucket(*DEFAULT_RATE)
     assert bucket.take(1024.0)
     assert bucket.take(1024.0 + later) is passes
 
 
 def test_refused_attempts_cost_nothing() -> None:
-    bucket = TokenBucket()
+    bucket = TokenBucket(*DEFAULT_RATE)
     assert [bucket.take(1024.0 + second) for second in range(11)] == [second % 5 == 0 for second in range(11)]
 
 
 def test_a_long_silence_saves_up_no_more_than_the_burst() -> None:
-    bucket = TokenBucket(burst=3)
+    bucket = TokenBucket(knocks=1, per=5, burst=3)
     bucket.take(0.0)
     assert [bucket.take(1e6) for _ in range(5)] == [True, True, True, False, False]
 
@@ -59,7 +60,7 @@ def test_no_interval_sees_more_than_its_rate_and_one_burst(
 
 @given(steps)
 def test_what_keeps_to_the_rate_is_never_refused(waits: list[float]) -> None:
-    bucket = TokenBucket(knocks=1, per=4.0)
+    bucket = TokenBucket(knocks=1, per=4.0, burst=1)
     now = 1024.0
     for wait in waits:
         now += 4.0 + wait

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nfpkd.verifier.replay import DEFAULT_CAPACITY, Freshness, ReplayMemory
 
-FRESH, SEEN, FULL = Freshness.FRESH, Freshness.SEEN, Freshness.FULL
+FRESH, SEEN, CUT_OFF, FULL = Freshness.FRESH, Freshness.SEEN, Freshness.CUT_OFF, Freshness.FULL
 
 
 def digest_of(time: int, number: int = 0) -> bytes:
@@ -96,7 +96,7 @@ def test_a_stamp_that_is_just_valid_is_kept() -> None:
     assert len(memory) == 2
     memory.admit(b"c", 110, 100.5)
     assert len(memory) == 2
-    assert memory.admit(b"a", 100, 90) is SEEN
+    assert memory.admit(b"a", 100, 90) is CUT_OFF
 
 
 def test_a_clock_set_back_revives_nothing() -> None:
@@ -104,9 +104,9 @@ def test_a_clock_set_back_revives_nothing() -> None:
     assert memory.admit(b"a", 100, 90) is FRESH
     assert memory.admit(b"b", 200, 190) is FRESH
     assert len(memory) == 1
-    assert memory.admit(b"a", 100, 90) is SEEN
+    assert memory.admit(b"a", 100, 90) is CUT_OFF
     # Nor what was never seen: nobody can tell any more.
-    assert memory.admit(b"c", 100, 90) is SEEN
+    assert memory.admit(b"c", 100, 90) is CUT_OFF
     assert memory.admit(b"d", 101, 90) is FRESH
 
 
@@ -114,7 +114,7 @@ def test_a_skew_that_grows_revives_nothing() -> None:
     memory = ReplayMemory()
     memory.admit(b"a", 100, 99)
     memory.admit(b"b", 200, 199)
-    assert memory.admit(b"a", 100, -math.inf) is SEEN
+    assert memory.admit(b"a", 100, -math.inf) is CUT_OFF
 
 
 def test_a_full_memory_refuses_what_is_new_and_knows_what_is_not() -> None:
@@ -129,7 +129,7 @@ def test_a_full_memory_recovers_when_its_oldest_second_expires() -> None:
     assert memory.admit(b"new", 111, 100) is FULL
     assert memory.admit(b"new", 111, 101) is FRESH
     assert len(memory) == 1
-    assert memory.admit(digest_of(100, 0), 100, 90) is SEEN
+    assert memory.admit(digest_of(100, 0), 100, 90) is CUT_OFF
 
 
 def test_a_full_memory_recovers_also_behind_a_stamp_of_the_future() -> None:
@@ -140,7 +140,7 @@ def test_a_full_memory_recovers_also_behind_a_stamp_of_the_future() -> None:
     assert memory.admit(b"c", 111, 101) is FRESH
     assert len(memory) == 3
     assert memory.admit(b"future", 10**9, 101) is SEEN
-    assert memory.admit(b"a", 100, 90) is SEEN
+    assert memory.admit(b"a", 100, 90) is CUT_OFF
 
 
 def test_what_was_refused_for_want_of_room_is_not_held_against_it() -> None:

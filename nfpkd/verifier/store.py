@@ -1,0 +1,136 @@
+"""The replay memory on disk, so that a restart forgets nothing: alone imports sqlite3.
+
+::
+
+    seen(key, time, digest)   the knocks that could still be valid
+    cutoffs(key, time)        everything stamped up to here counts as seen
+
+A key is named by a hash of it: the file holds no key, and tells no more about
+one than a recorded knock does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nfpkd.errors import StateError
+from nfpkd.verifier.replay import NOTHING_CUT_OFF, Changes, KeyId, ReplayMemory
+
+FILE_NAME = "replay.db"
+
+# "FULL" writes through to the disk before a commit returns, so that a knock is
+# remembered before it opens anything, whatever happens to the power.
+_SET_UP = """
+PRAGMA locking_mode = EXCLUSIVE;
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = FULL;
+CREATE TABLE IF NOT EXISTS seen (key BLOB, time BLOB, digest BLOB, PRIMARY KEY (key, time, digest)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS cutoffs (key BLOB PRIMARY KEY, time BLOB NOT NULL) WITHOUT ROWID;
+"""
+# SQLite's integers are signed and stamps are not; as big-endian bytes they compare as they should.
+_TIME_LENGTH = 8
+
+
+class ReplayStore:
+    """What is remembered of knocks, in *directory*; one process at a time can have it open."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the store, or make it; raises StateError.
+
+        A file that is damaged is set aside, and `was_lost` is then True: what it knew of replays is gone.
+        """
+        self.was_lost = False
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unusable(directory, (error.strerror or str(error)).lower()) from None
+        self._path = directory / FILE_NAME
+        try:
+            self._open()
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise StateError(
+                    f"{self._path} is used by another nfpkd", 'give each its own with "--state-dir"'
+                ) from None
+            raise _unusable(directory, str(error)) from None
+        except sqlite3.DatabaseError:
+            self._set_aside()
+            self.was_lost = True
+            self._open()
+
+    def load(self) -> dict[KeyId, ReplayMemory]:
+        """Return what was remembered of each key; raises StateError."""
+        try:
+            seen: dict[KeyId, dict[int, set[bytes]]] = {}
+            for key, second, digest in self._connection.execute("SELECT key, time, digest FROM seen"):
+                seen.setdefault(key, {}).setdefault(int.from_bytes(second), set()).add(digest)
+            found = self._connection.execute("SELECT key, time FROM cutoffs").fetchall()
+        except sqlite3.Error as error:
+            raise _unusable(self._path.parent, str(error)) from None
+        cutoffs = {key: int.from_bytes(second) for key, second in found}
+        return {
+            key: ReplayMemory(cutoff=cutoffs.get(key, NOTHING_CUT_OFF), seconds=seen.get(key, {}))
+            for key in seen.keys() | cutoffs.keys()
+        }
+
+    def save(self, changes: Changes) -> None:
+        """Write *changes* through to the disk, all or nothing; raises StateError."""
+        try:
+            with self._transaction() as connection:
+                connection.executemany(
+                    "INSERT OR IGNORE INTO seen VALUES (?, ?, ?)",
+                    [(key, second.to_bytes(_TIME_LENGTH), digest) for key, second, digest in changes.seen],
+                )
+                for key, second in changes.cutoffs.items():
+                    cutoff = second.to_bytes(_TIME_LENGTH)
+                    connection.execute("INSERT OR REPLACE INTO cutoffs VALUES (?, ?)", (key, cutoff))
+                    connection.execute("DELETE FROM seen WHERE key = ? AND time <= ?", (key, cutoff))
+        except sqlite3.Error as error:
+            raise StateError(f"{self._path} cannot be written: {error}", "make room on its disk") from None
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _open(self) -> None:
+        # Nobody waits for a lock: whoever has the store keeps it.
+        self._connection = sqlite3.connect(self._path, timeout=0, isolation_level=None)
+        try:
+            self._path.chmod(0o600)
+            self._connection.executescript(_SET_UP)
+            # An exclusive lock is only taken by the first one that writes.
+            with self._transaction() as connection:
+                connection.execute("DELETE FROM cutoffs WHERE key IS NULL")
+            (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _set_aside(self) -> None:
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                damaged = self._path.with_name(FILE_NAME + suffix)
+                damaged.rename(damaged.with_name(f"{damaged.name}.damaged-{stamp}"))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._connection
+            self._connection.execute("COMMIT")
+        except BaseException:
+            # A commit that failed for want of space may have rolled back by itself.
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            raise
+
+
+def _unusable(directory: Path, reason: str) -> StateError:
+    remedy = 'choose another with "--state-dir", or "--state-dir none" to do without'
+    return StateError(f"the state directory {directory} cannot be used: {reason}", remedy)

@@ -1,0 +1,270 @@
+"""From a queued packet to an open door: judges, grants, and says what became of every knock."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from nfpkd.errors import KernelError, PacketError, StateError
+from nfpkd.firewall.firewall import Firewall
+from nfpkd.firewall.ruleset import Options, make_grants
+from nfpkd.firewall.state import Grant
+from nfpkd.knock.wire import PAYLOAD_LENGTH
+from nfpkd.logs import is_logged, log_event
+from nfpkd.rules.model import Rule, Service
+from nfpkd.verifier.judge import Judge, Judgement, Outcome
+from nfpkd.verifier.packet import Datagram, decode_datagram_untrusted
+from nfpkd.verifier.replay import Changes, ReplayBook
+
+
+class Opened(NamedTuple):
+    """A knock that was accepted: *source* (numeric) may pass for *rule*'s window."""
+
+    rule: Rule
+    source: str
+
+
+class Listener(Protocol):
+    """Who is told of accepted knocks, once their grants are in the kernel."""
+
+    def opened(self, knock: Opened) -> None: ...
+
+
+class Store(Protocol):
+    """Who keeps what is remembered of knocks; see `ReplayStore`."""
+
+    def save(self, changes: Changes) -> None: ...
+
+
+class Verifier:
+    """Judges what the queue delivers, and opens what was knocked for."""
+
+    def __init__(
+        self,
+        firewall: Firewall,
+        options: Options,
+        listeners: Sequence[Listener] = (),
+        *,
+        store: Store | None = None,
+        memory: ReplayBook | None = None,
+    ) -> None:
+        """*memory* is what was known of knocks at the start; *store* keeps what is learned, or nothing does."""
+        self._firewall = firewall
+        self._options = options
+        self._listeners = listeners
+        self._store = store
+        self._rules: tuple[Rule, ...] = ()
+        self._judge = Judge(memory=memory)
+        self._judged: list[tuple[str, Judgement]] = []
+        self._has_interfaces = False
+        self._windows = _SharedWindows()
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        return self._rules
+
+    def enforce(self, rules: tuple[Rule, ...]) -> None:
+        """Guard and judge by *rules* from now on, or go on as before; raises KernelError."""
+        self._firewall.apply(rules, self._options)
+        self._judge.replace_rules(rules)
+        self._has_interfaces = any(rule.interfaces for rule in rules)
+        self._windows.replace_rules(rules)
+        self._rules = rules
+        if self._windows:
+            # The rules are in force by now: what cannot be read must not undo half of that.
+            with contextlib.suppress(KernelError):
+                self._adopt_windows(time.monotonic())
+
+    def distrust_before(self, start: int) -> list[Rule]:
+        """As `Judge.distrust_before`; that it was so is kept, too."""
+        closed = self._judge.distrust_before(start)
+        self._remember([])
+        return closed
+
+    def handle(self, packet: bytes, interface: int) -> bool:
+        """Judge one packet, which came in by interface number *interface*; return whether it goes on its way.
+
+        A knock is consumed, whatever becomes of it.  Everything else goes on
+        unchanged, after the knocks in front of it have been granted.
+        """
+        try:
+            datagram = decode_datagram_untrusted(packet)
+        except PacketError:
+            self.commit()
+            return True
+        name = _name_interface(interface) if self._has_interfaces else ""
+        judgements = self._judge.judge(datagram, int(time.time()), time.monotonic(), name)
+        if not judgements:
+            self.commit()
+            _log_mismatch(datagram)
+            return True
+        source = _format_address(datagram.source)
+        self._judged.extend((source, judgement) for judgement in judgements)
+        return False
+
+    def commit(self) -> None:
+        """Remember the knocks since the last time, and open in one transaction what the accepted ones ask for.
+
+        Only then is anything logged: what is said of a knock holds over a crash.
+        """
+        if not self._judged:
+            return
+        judged, self._judged = self._judged, []
+        accepted = [Opened(verdict.rule, source) for source, verdict in judged if verdict.outcome is Outcome.ACCEPTED]
+        if not self._remember(accepted):
+            return
+        for source, judgement in judged:
+            if judgement.outcome is not Outcome.ACCEPTED:
+                _log_refusal(source, judgement)
+        now = time.monotonic()
+        wanted = [grant for rule, source in accepted for grant in make_grants(rule, source, rule.window)]
+        try:
+            if any(self._windows.outlasts(grant, now) for grant in wanted):
+                # What is noted may be gone: used up, taken away by an admin, or with the whole table.
+                self._adopt_windows(now)
+            self._grant([grant for grant in wanted if self._windows.admit(grant, now)])
+        except KernelError as error:
+            for rule, source in accepted:
+                text = f"knock accepted, but the kernel did not open the port: {error}"
+                log_event(logging.ERROR, "grant_failed", text, rule=rule.name, source=source)
+            return
+        for knock in accepted:
+            _log_accepted(knock)
+            for listener in self._listeners:
+                listener.opened(knock)
+
+    def _remember(self, accepted: list[Opened]) -> bool:
+        """Have the store keep what was learned, before anything is opened; return whether it did.
+
+        What could not be kept is tried again with the next knock.
+        """
+        if self._store is not None:
+            try:
+                self._store.save(self._judge.memory.changes())
+            except StateError as error:
+                for rule, source in accepted:
+                    text = f"knock refused: it cannot be remembered: {error}"
+                    log_event(logging.ERROR, "knock_refused", text, rule=rule.name, source=source, reason="not_kept")
+                return False
+        self._judge.memory.saved()
+        return True
+
+    def _adopt_windows(self, now: float) -> None:
+        state = self._firewall.read_state()
+        self._windows.adopt(state.grants if state else (), now)
+
+    def _grant(self, grants: list[Grant]) -> None:
+        try:
+            self._firewall.grant(grants)
+        except KernelError:
+            # Most likely another tool removed the table; put it back and try once more.
+            if not self._firewall.apply(self._rules, self._options):
+                raise
+            log_event(logging.WARNING, "repaired", "the table was changed from outside and has been restored")
+            self._firewall.grant(grants)
+
+
+class _SharedWindows:
+    """Keeps a knock for a short window from cutting a long one short, where rules share a port.
+
+    Only such grants are noted, and only until they end.
+    """
+
+    def __init__(self) -> None:
+        self._shared: frozenset[Service] = frozenset()
+        self._ends: dict[tuple[str, str, str, Service], float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._shared)
+
+    def replace_rules(self, rules: Iterable[Rule]) -> None:
+        counted = Counter(service for rule in rules for service in set(rule.services()))
+        self._shared = frozenset(service for service, count in counted.items() if count > 1)
+
+    def adopt(self, grants: Iterable[Grant], now: float) -> None:
+        """Note the grants that are in the kernel, and no others."""
+        # What has no timeout has no end.
+        self._ends = {
+            _place(g): now + g.expires if g.timeout else math.inf for g in grants if g.service in self._shared
+        }
+
+    def outlasts(self, grant: Grant, now: float) -> bool:
+        """Tell whether something noted ends later than *grant*, made at *now* (monotonic seconds)."""
+        return grant.service in self._shared and self._ends.get(_place(grant), 0.0) > now + grant.expires
+
+    def admit(self, grant: Grant, now: float) -> bool:
+        """Note *grant*, unless something noted outlasts it; return whether it was noted or need not be."""
+        if grant.service not in self._shared:
+            return True
+        if self.outlasts(grant, now):
+            return False
+        place, end = _place(grant), now + grant.expires
+        if place not in self._ends:
+            self._ends = {known: until for known, until in self._ends.items() if until > now}
+        self._ends[place] = end
+        return True
+
+
+def _place(grant: Grant) -> tuple[str, str, str, Service]:
+    return grant.set_name, grant.interface, grant.source, grant.service
+
+
+def _format_address(packed: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+def _name_interface(number: int) -> str:
+    try:
+        return socket.if_indextoname(number)
+    except OSError:
+        return ""
+
+
+def _log_accepted(knock: Opened) -> None:
+    rule, source = knock
+    log_event(
+        logging.INFO,
+        "knock_accepted",
+        "knock accepted",
+        rule=rule.name,
+        source=source,
+        opens=rule.describe_services(),
+        seconds=rule.window,
+    )
+
+
+def _log_mismatch(datagram: Datagram) -> None:
+    # Anybody can send these; only who asks for them pays for their lines.
+    if len(datagram.payload) == PAYLOAD_LENGTH and is_logged(logging.DEBUG):
+        source = _format_address(datagram.source)
+        log_event(logging.DEBUG, "not_a_knock", "digest mismatch", source=source, port=datagram.port)
+
+
+_REASONS = {
+    Outcome.REPLAYED: "this knock was seen before",
+    Outcome.CUT_OFF: "it is too old to be told from a replay",
+    Outcome.MEMORY_FULL: "too many live knocks to remember; a knock that cannot be remembered is refused",
+    Outcome.KEY_NOT_YET_VALID: "its key is not good yet",
+    Outcome.KEY_EXPIRED: "its key is no longer good",
+    Outcome.SOURCE_NOT_ALLOWED: 'its source is not in the rule\'s "from"',
+    Outcome.CLOCK_OFF: "the client's clock is off by {offset:+d} s",
+    Outcome.RATE_LIMITED: "rate-limited",
+}
+
+
+def _log_refusal(source: str, judgement: Judgement) -> None:
+    reason = _REASONS[judgement.outcome].format(offset=judgement.clock_offset)
+    log_event(
+        logging.WARNING,
+        "knock_refused",
+        f"knock refused: {reason}",
+        rule=judgement.rule.name,
+        source=source,
+        reason=judgement.outcome.value,
+    )
