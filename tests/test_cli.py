@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nfpkd import cli
+from nfpkd.cli import guard
 from nfpkd.errors import KernelError
 from nfpkd.firewall import kernel
 from nfpkd.rules.model import parse_key
@@ -180,7 +181,7 @@ def test_a_kernel_that_refuses_is_exit_code_3(monkeypatch: pytest.MonkeyPatch) -
     def refuse() -> None:
         raise KernelError("refused\x1b[31m", "do that")
 
-    monkeypatch.setattr(cli, "_open_firewall", refuse)
+    monkeypatch.setattr(guard, "open_firewall", refuse)
     result = invoke("status")
     assert result.exit_code == 3
     assert result.stderr == "nfpkd: refused\\x1b[31m: do that\n"
@@ -201,7 +202,7 @@ def test_help_loads_next_to_nothing() -> None:
     code = "import sys; from nfpkd.cli import main; main(['--help'], standalone_mode=False); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in done.stdout.split("\n")[-2].split() if name.startswith("nfpkd")}
-    assert loaded == {"nfpkd", "nfpkd.cli", "nfpkd.errors"}
+    assert {name for name in loaded if not name.startswith("nfpkd.cli")} == {"nfpkd", "nfpkd.errors"}
     heavy = {"asyncio", "jsonschema", "nftables", "netfilterqueue", "watchdog"}
     assert not heavy & set(done.stdout.split())
 

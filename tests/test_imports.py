@@ -61,7 +61,8 @@ LAYERS = [
     },
     # Whole programs, and what only they are made of.
     {"daemon", "demo.story", "triggers.helper", "triggers.windows", "verifier.verifier"},
-    {"cli"},
+    {"cli.shared"},
+    {"cli.client", "cli.guard", "cli.people", "cli.rules"},
     {"__main__"},
 ]
 # The schema is read by jsonschema, but what it says of a document is policy.
@@ -72,7 +73,6 @@ SOLE_IMPORTERS = {
     "netfilterqueue": "verifier.queue",
     "watchdog": "rules.watch",
     "jsonschema": "rules.schema",
-    "click": "cli",
 }
 
 # What has no business in a core that does no I/O and reads no clock.
@@ -117,6 +117,12 @@ def test_each_library_has_one_importer(library: str, owner: str) -> None:
         module for module, path in MODULES.items() if library in {name.split(".")[0] for name in imported(path)}
     }
     assert importers == {owner}
+
+
+def test_only_the_commands_print_and_prompt() -> None:
+    importers = {module for module, path in MODULES.items() if "click" in imported(path)}
+    assert importers
+    assert all(module.startswith("cli.") for module in importers)
 
 
 @pytest.mark.parametrize("module", sorted(LAYERS[1] | LAYERS[2]))

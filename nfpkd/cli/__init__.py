@@ -1,0 +1,69 @@
+"""The commands.  Alone prints, prompts and exits.
+
+Imports stand inside the commands: each loads what it needs, and ``--help``
+needs next to nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from nfpkd.cli import client, guard, people, rules
+from nfpkd.cli.shared import EXIT_REFUSED, EXIT_RULES
+from nfpkd.errors import KernelError, KnockError, NfpkdError, RulesError, StateError
+
+_EXIT_CODES: dict[type[NfpkdError], int] = {
+    RulesError: EXIT_RULES,
+    KernelError: EXIT_REFUSED,
+    KnockError: EXIT_REFUSED,
+    StateError: EXIT_REFUSED,
+}
+
+
+class _Commands(click.Group):
+    """A group whose commands end with one plain line, and the right exit code, for every expected error."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NfpkdError as error:
+            _fail(error)
+
+
+def _fail(error: NfpkdError) -> NoReturn:
+    from nfpkd.logs import escape
+
+    for line in str(error).splitlines() or [type(error).__name__]:
+        click.echo(f"nfpkd: {escape(line)}", err=True)
+    sys.exit(_EXIT_CODES[type(error)])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="nfpkd")
+def main() -> None:
+    """Closed ports that open for a knock.
+
+    nfpkd closes the ports that its rule files name, and opens them for a while to whoever sends a knock: one
+    UDP packet made with the rule's key.
+
+    Exit codes: 0 done, 1 the rules are wrong, 2 wrong usage, 3 the kernel, the network or a missing privilege
+    refused.
+    """
+
+
+for command in (
+    rules.check,
+    rules.keygen,
+    guard.apply,
+    guard.run,
+    guard.status,
+    people.grant,
+    people.revoke,
+    guard.teardown,
+    guard.demo,
+    client.knock,
+):
+    main.add_command(command)

@@ -1,0 +1,189 @@
+"""The commands about the guard: apply, run, status, teardown and demo."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nfpkd.cli.shared import (
+    EXIT_REFUSED,
+    actions_option,
+    count,
+    format_option,
+    load,
+    open_firewall,
+    queue_option,
+    source_limit_option,
+    state_dir_option,
+    strict_modes_option,
+    trust_interface_option,
+)
+
+if TYPE_CHECKING:
+    from nfpkd.firewall.ruleset import Options
+    from nfpkd.rules.model import Rule
+
+
+@click.command()
+@actions_option
+@queue_option
+@trust_interface_option
+@source_limit_option
+@strict_modes_option
+@click.option("--dry-run", is_flag=True, help="Print the nft JSON that would be sent, and change nothing.")
+def apply(
+    actions: Path, queue: int, trusted: tuple[str, ...], source_limit: int, strict_modes: bool, dry_run: bool
+) -> None:
+    """Guard the ports, in one step, and leave the guard in place.
+
+    Knocks are judged by `nfpkd run`; grants that are live stay.
+    """
+    from nfpkd.firewall.ruleset import Options
+    from nfpkd.verifier.listeners import find_queue_listeners
+
+    rules = load(actions, strict_modes).rules
+    options = Options(queue, _check_interfaces(trusted), source_limit)
+    if dry_run:
+        _print_plan(actions, rules, options)
+        return
+    if open_firewall().apply(rules, options):
+        click.echo(f"guarding: {count(len(rules), 'rule')} from {actions}")
+    else:
+        click.echo(f"nothing to change: {count(len(rules), 'rule')} already in force")
+    if rules and queue not in find_queue_listeners():
+        click.echo(
+            f"note: no verifier listens on queue {queue}, so nobody can open anything: start `nfpkd run`",
+            err=True,
+        )
+
+
+@click.command()
+@actions_option
+@queue_option
+@trust_interface_option
+@source_limit_option
+@strict_modes_option
+@state_dir_option
+@click.option(
+    "--user",
+    default="",
+    envvar="NFPKD_USER",
+    show_envvar=True,
+    metavar="NAME",
+    help="Become this user; rule files and the state directory must be theirs to read and write.",
+)
+@click.option(
+    "--on-exit",
+    type=click.Choice(["teardown", "keep"]),
+    default="teardown",
+    envvar="NFPKD_ON_EXIT",
+    show_default=True,
+    show_envvar=True,
+    help="What becomes of the guard on SIGTERM and SIGINT; keep is for restarts without a gap.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    envvar="NFPKD_LOG_FORMAT",
+    show_default=True,
+    show_envvar=True,
+    help="How log lines look, on standard error.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Also log packets that look like knocks but are none.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
+def run(
+    actions: Path,
+    queue: int,
+    trusted: tuple[str, ...],
+    source_limit: int,
+    strict_modes: bool,
+    state_dir: Path,
+    user: str,
+    on_exit: str,
+    log_format: str,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    """Guard the ports, judge knocks and follow the rule files, until SIGTERM or SIGINT.
+
+    SIGHUP reloads the rule files, as every change of them does.
+    """
+    import asyncio
+    import logging
+
+    from nfpkd.daemon import Daemon, Settings
+    from nfpkd.firewall.ruleset import Options
+    from nfpkd.logs import set_up_logging
+
+    if verbose and quiet:
+        raise click.UsageError("--verbose and --quiet contradict each other")
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    set_up_logging(level, log_format)
+    settings = Settings(
+        actions,
+        Options(queue, _check_interfaces(trusted), source_limit),
+        None if str(state_dir) == "none" else state_dir,
+        keep=on_exit == "keep",
+        user=user,
+        strict_modes=strict_modes,
+        log_level=level,
+        log_format=log_format,
+    )
+    asyncio.run(Daemon(open_firewall(), settings).run())
+
+
+@click.command()
+@format_option
+def status(form: str) -> None:
+    """Show what is guarded, who is let in and for how long, and the counters, as the kernel has them."""
+    from nfpkd.status import render_json, render_text
+    from nfpkd.verifier.listeners import find_queue_listeners
+
+    state = open_firewall().read_state()
+    render = render_json if form == "json" else render_text
+    click.echo(render(state, find_queue_listeners()))
+
+
+@click.command()
+def teardown() -> None:
+    """Remove nfpkd's table: every port that it guarded is open again."""
+    existed = open_firewall().teardown()
+    click.echo("removed: the ports are no longer guarded" if existed else "nothing to remove")
+
+
+@click.command()
+def demo() -> None:
+    """Show the whole story on two private networks; nothing of this machine's own firewall is touched."""
+    from nfpkd.demo.story import tell
+
+    if not tell(click.echo):
+        sys.exit(EXIT_REFUSED)
+
+
+def _print_plan(actions: Path, rules: tuple[Rule, ...], options: Options) -> None:
+    """Print what `apply` would send; without the privilege to ask the kernel, what it would send to an empty one."""
+    from nfpkd.firewall.kernel import has_net_admin
+    from nfpkd.firewall.ruleset import compile_ruleset, transaction_to
+
+    if has_net_admin():
+        transaction = open_firewall().plan(rules, options)
+        click.echo(f"checked by the kernel, not applied: {count(len(rules), 'rule')} from {actions}", err=True)
+    else:
+        transaction = transaction_to(compile_ruleset(rules, options), None)
+        click.echo(
+            "checked by nfpkd alone, as if no guard were in place: asking the kernel takes CAP_NET_ADMIN",
+            err=True,
+        )
+    click.echo(transaction.to_json())
+
+
+def _check_interfaces(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not re.fullmatch(r'[^\s/:@"*\\]{1,15}', name):
+            raise click.BadParameter(f"{name!r} is not the name of an interface", param_hint="--trust-interface")
+    return names

@@ -1,0 +1,112 @@
+"""What several commands share: options, and the way to rules and firewall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from nfpkd.errors import Problem
+    from nfpkd.firewall.firewall import Firewall
+    from nfpkd.rules.build import PlacedRule
+    from nfpkd.rules.loader import Loaded
+
+EXIT_RULES = 1
+EXIT_REFUSED = 3
+
+actions_option = click.option(
+    "--actions",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/nfpkd/actions.d"),
+    envvar="NFPKD_ACTIONS",
+    show_default=True,
+    show_envvar=True,
+    metavar="DIR",
+    help="Where the rule files are: every *.json in it and below.",
+)
+queue_option = click.option(
+    "--queue",
+    type=click.IntRange(0, 65535),
+    default=0,
+    envvar="NFPKD_QUEUE",
+    show_default=True,
+    show_envvar=True,
+    metavar="N",
+    help="The number of the packet queue that knocks are judged from.",
+)
+trust_interface_option = click.option(
+    "--trust-interface",
+    "trusted",
+    multiple=True,
+    envvar="NFPKD_TRUST_INTERFACE",
+    show_envvar=True,
+    metavar="NAME",
+    help="Let in everything that comes by this network interface, for example lo. Repeatable.",
+)
+source_limit_option = click.option(
+    "--source-limit",
+    type=click.IntRange(1, 1_000_000),
+    default=20,
+    envvar="NFPKD_SOURCE_LIMIT",
+    show_default=True,
+    show_envvar=True,
+    metavar="N",
+    help="How many knock-shaped packets a second one source may send (IPv4 /32, IPv6 /64).",
+)
+strict_modes_option = click.option(
+    "--strict-modes/--no-strict-modes",
+    default=True,
+    envvar="NFPKD_STRICT_MODES",
+    show_envvar=True,
+    help="Refuse rule files that others can read or change (default), or do not.",
+)
+state_dir_option = click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/nfpkd"),
+    envvar="NFPKD_STATE_DIR",
+    show_default=True,
+    show_envvar=True,
+    metavar="DIR",
+    help="Where knocks are remembered, so that none is good twice, over a restart too; none for nowhere.",
+)
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    envvar="NFPKD_FORMAT",
+    show_default=True,
+    show_envvar=True,
+    help="For people, or for programs.",
+)
+
+
+def load(actions: Path, strict_modes: bool, places: list[PlacedRule] | None = None) -> Loaded:
+    from nfpkd.rules.loader import load_rules
+
+    loaded = load_rules(actions, strict_modes=strict_modes, places=places)
+    warn(loaded.warnings)
+    return loaded
+
+
+def warn(warnings: Iterable[Problem]) -> None:
+    from nfpkd.logs import escape
+
+    for warning in warnings:
+        click.echo(f"warning: {escape(str(warning))}", err=True)
+
+
+def open_firewall() -> Firewall:
+    from nfpkd.firewall.firewall import Firewall
+    from nfpkd.firewall.kernel import NftablesKernel
+    from nfpkd.firewall.sessions import list_open_sessions
+
+    return Firewall(NftablesKernel(), list_open_sessions)
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
