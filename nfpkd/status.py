@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from nfpkd.firewall.doors import Mode
+from nfpkd.firewall.ruleset import Ruleset
 from nfpkd.firewall.state import Grant, State, family_of
 from nfpkd.rules.model import PortRange, Protocol, Reject, Service, format_tag
 from nfpkd.verifier.listeners import Listener
@@ -30,6 +31,17 @@ def render_text(state: State | None, listeners: Mapping[int, Listener]) -> str:
     if state is None:
         return "nfpkd guards nothing here: there is no table inet nfpkd"
     return "\n".join(_lines(state, listeners))
+
+
+def render_changes(held: State | None, wanted: Ruleset) -> list[str]:
+    """Return what enforcing *wanted* changes for ports and people, a line each: ``+`` new, ``-`` gone."""
+    before = set(_guarded_rows(held)) if held else set()
+    after = set(_guarded_rows(wanted))
+    changed = sorted([(*row, "-") for row in before - after] + [(*row, "+") for row in after - before])
+    lines = [line.strip() for line in _align([(sign, *row) for *row, sign in changed])]
+    lost = [grant for grant in held.grants if not wanted.keeps(grant)] if held else []
+    lines += [f"- let in: {'  '.join(filter(None, row))}" for row in _grant_rows(lost)]
+    return lines
 
 
 def _lines(state: State, listeners: Mapping[int, Listener]) -> Iterator[str]:
@@ -70,7 +82,7 @@ def _counter_rows(state: State) -> Iterator[tuple[str, str]]:
             yield str(state.counters[name].packets), text + limit
 
 
-def _guarded_rows(state: State) -> list[tuple[str, ...]]:
+def _guarded_rows(state: State | Ruleset) -> list[tuple[str, ...]]:
     """Return a row for each run of neighbouring ports, and the protocols, that are guarded alike."""
     interfaces: dict[tuple[Service, str], list[str]] = {}
     for (interface, service), comment in sorted(state.gated_on.items()):
@@ -142,7 +154,7 @@ def _on(interfaces: Iterable[str]) -> str:
     return f"on {', '.join(interfaces)}"
 
 
-def _reject(state: State, service: Service) -> Reject:
+def _reject(state: State | Ruleset, service: Service) -> Reject:
     return state.rejects.get(service, Reject.DROP)
 
 

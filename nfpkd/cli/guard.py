@@ -40,9 +40,11 @@ def apply(
 ) -> None:
     """Guard the ports, in one step, and leave the guard in place.
 
-    Knocks are judged by `nfpkd run`; grants that are live stay.
+    Prints what changes for ports (+ newly guarded so, - no longer) and for whoever is let in. Knocks are judged by
+    `nfpkd run`; grants stay as long as their rules do.
     """
-    from nfpkd.firewall.ruleset import Options
+    from nfpkd.firewall.ruleset import Options, compile_ruleset
+    from nfpkd.status import render_changes
     from nfpkd.verifier.listeners import find_queue_listeners
 
     rules = load(actions, strict_modes).rules
@@ -50,7 +52,12 @@ def apply(
     if dry_run:
         _print_plan(actions, rules, options)
         return
-    if open_firewall().apply(rules, options):
+    firewall = open_firewall()
+    changes = render_changes(firewall.read_state(), compile_ruleset(rules, options))
+    sent = firewall.apply(rules, options)
+    for line in changes:
+        click.echo(line)
+    if sent:
         click.echo(f"guarding: {count(len(rules), 'rule')} from {actions}")
     else:
         click.echo(f"nothing to change: {count(len(rules), 'rule')} already in force")
@@ -139,14 +146,27 @@ def run(
 
 @click.command()
 @format_option
-def status(form: str) -> None:
+@click.option("--watch", is_flag=True, help="Show it anew every second, until Ctrl-C.")
+def status(form: str, watch: bool) -> None:
     """Show what is guarded, who is let in and for how long, and the counters, as the kernel has them."""
+    import time
+
     from nfpkd.status import render_json, render_text
     from nfpkd.verifier.listeners import find_queue_listeners
 
-    state = open_firewall().read_state()
+    firewall = open_firewall()
     render = render_json if form == "json" else render_text
-    click.echo(render(state, find_queue_listeners()))
+    while True:
+        shown = render(firewall.read_state(), find_queue_listeners())
+        if watch and form == "text":
+            click.clear()
+        click.echo(shown)
+        if not watch:
+            return
+        try:
+            time.sleep(1)
+        except KeyboardInterrupt:
+            return
 
 
 @click.command()

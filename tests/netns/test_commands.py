@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from nfpkd.demo.process import NFPKD, Followed
 from support.network import CLIENT4, SERVER4, Actions, Network, knock, listen_tcp, outcome, rule, run_options, running
 
 PORT = 2222
@@ -24,9 +25,28 @@ def test_apply_guards_and_says_that_nobody_listens(network: Network, apply: list
     with listen_tcp(network.server, PORT):
         done = network.nfpkd(*apply)
         assert done.returncode == 0
-        assert done.stdout.startswith("guarding: 1 rule from ")
+        assert done.stdout.startswith("+  2222/tcp  drop  door: the way in\nguarding: 1 rule from ")
         assert "no verifier listens on queue 0" in done.stderr
         assert outcome(network.client, SERVER4, PORT) == "silence"
+
+
+def test_apply_says_what_it_changes(network: Network, actions: Actions, apply: list[str]) -> None:
+    network.nfpkd(*apply)
+    network.nfpkd("grant", "door", CLIENT4, "--actions", str(actions.path))
+    actions.write("door.json", rule("door", "3333-3334", reject="reset"))
+    done = network.nfpkd(*apply)
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["-  2222/tcp       drop   door: the way in", "+  3333-3334/tcp  reset  door"]
+    assert lines[2].startswith(f"- let in: {CLIENT4}  2222/tcp  door  ")
+
+
+def test_status_can_be_watched(network: Network, actions: Actions) -> None:
+    actions.write("door.json", rule("door", PORT))
+    with running(network, actions), Followed(network.server, [*NFPKD, "status", "--watch"]) as watching:
+        watching.wait_for("0  packets were refused at a gate")
+        with listen_tcp(network.server, PORT):
+            outcome(network.client, SERVER4, PORT)
+        watching.wait_for("1  packets were refused at a gate")
 
 
 def test_apply_twice_changes_nothing_and_keeps_grants(network: Network, actions: Actions, apply: list[str]) -> None:
@@ -111,7 +131,7 @@ def test_a_table_of_another_make_is_replaced_and_its_grants_live_on(network: Net
         run.wait_for("knock accepted")
         network.nft("flush", "chain", "inet", "nfpkd", "guard")
         assert "will make it anew" in network.nfpkd("status").stdout
-        assert network.nfpkd("apply", "--actions", str(actions.path)).stdout.startswith("guarding")
+        assert "guarding: " in network.nfpkd("apply", "--actions", str(actions.path)).stdout
         assert outcome(network.client, SERVER4, PORT, "192.0.2.3") == "silence"
         assert outcome(network.client, SERVER4, PORT, CLIENT4) == "open"
 
