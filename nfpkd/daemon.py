@@ -16,6 +16,7 @@ from nfpkd.firewall.ruleset import Options
 from nfpkd.instance import InstanceLock
 from nfpkd.logs import log_event
 from nfpkd.privileges import find_group, give_up_privileges
+from nfpkd.rules import schema
 from nfpkd.rules.loader import FileStamp, Loaded, load_rules, stamp_files
 from nfpkd.rules.model import Rule
 from nfpkd.rules.watch import RuleWatcher
@@ -73,6 +74,7 @@ class Daemon:
             lock = InstanceLock()
             stack.callback(lock.release)
             self._helper = self._start_helper(stack)
+            schema.prepare()
             give_up_privileges(settings.user)
             self._stamps = stamp_files(settings.actions)
             loaded = load_rules(settings.actions, strict_modes=settings.strict_modes)

@@ -37,6 +37,11 @@ def _validator() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(load_schema())
 
 
+def prepare() -> None:
+    """Load everything now: later, the process may no longer be allowed to read it."""
+    _validator()
+
+
 def find_faults(document: object) -> Iterator[Finding]:
     """Yield what the schema has against *document*, a parsed rule file; no message repeats a key."""
     seen = set()

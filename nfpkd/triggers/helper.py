@@ -223,6 +223,8 @@ def main(arguments: list[str]) -> None:
     # Handled, not ignored: what is ignored stays so in every command.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
+    # As it is by nohup, and by shells for what they start in the background.
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     forbid_new_privileges()
     with socket.socket(fileno=os.dup(0)) as sock:
         null = os.open(os.devnull, os.O_RDONLY)

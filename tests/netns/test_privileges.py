@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import sysconfig
 from pathlib import Path
 
 import pytest
 
-from nfpkd.demo.process import NFPKD, Followed
+import nfpkd
+from nfpkd.demo.process import Followed
 from support.network import SERVER4, Actions, Network, knock, rule, run_options, running
 
 PORT = 2222
@@ -70,12 +72,26 @@ def test_it_becomes_another_user_and_goes_on_working(network: Network, actions: 
     assert network.nft("list", "ruleset") == ""
 
 
-def test_an_ordinary_user_with_the_capability_can_run_it(network: Network, actions: Actions) -> None:
+@pytest.fixture
+def readable_nfpkd(tmp_path: Path) -> list[str]:
+    """A command for an nfpkd that everybody can read, as an installed one is and one in a tox environment is not."""
+    where = tmp_path / "installed"
+    unneeded = shutil.ignore_patterns("pip", "setuptools", "hypothesis", "coverage", "mypy*", "*.pth", "__pycache__")
+    shutil.copytree(sysconfig.get_path("platlib"), where, ignore=unneeded, dirs_exist_ok=True)
+    shutil.copytree(Path(nfpkd.__file__).parent, where / "nfpkd", ignore=unneeded, dirs_exist_ok=True)
+    for folder in (where, *tmp_path.parents[:2], tmp_path):
+        folder.chmod(0o755)
+    return ["env", f"PYTHONPATH={where}", "/usr/bin/python3", "-P", "-m", "nfpkd"]
+
+
+def test_an_ordinary_user_with_the_capability_can_run_it(
+    network: Network, actions: Actions, readable_nfpkd: list[str]
+) -> None:
     actions.write("door.json", rule("door", PORT))
     hand_over(actions, "nobody")
     nobody = ["setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups"]
     capable = ["--inh-caps", "+net_admin", "--ambient-caps", "+net_admin", "--"]
-    with Followed(network.server, [*nobody, *capable, *NFPKD, "run", *run_options(actions)]) as run:
+    with Followed(network.server, [*nobody, *capable, *readable_nfpkd, "run", *run_options(actions)]) as run:
         run.wait_for("guarding")
         check_privileges(run.process.pid, pwd.getpwnam("nobody").pw_uid)
         knock(network.client, SERVER4)
