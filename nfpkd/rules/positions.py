@@ -7,6 +7,7 @@ time, token by token, to find out where.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import json
 import re
@@ -95,9 +96,12 @@ class Document:
         return {(token.path, token.is_key): token.offset for token in _walk(self._text)}
 
     def _problem_at(self, offset: int, message: str) -> Problem:
-        line = self._text.count("\n", 0, offset) + 1
-        column = offset - self._text.rfind("\n", 0, offset)
-        return Problem(self._name, line, column, message)
+        line = bisect.bisect_right(self._line_starts, offset)
+        return Problem(self._name, line, offset - self._line_starts[line - 1] + 1, message)
+
+    @functools.cached_property
+    def _line_starts(self) -> list[int]:
+        return [0, *(match.end() for match in re.finditer("\n", self._text))]
 
     def _parse(self) -> object:
         try:
