@@ -10,29 +10,10 @@ import pytest
 from nfpkd.demo.process import Followed
 from nfpkd.rules.model import PortRange, Protocol, Reject, Rule, TimedKey, parse_key, parse_tag
 from support.network import DEFAULTS, SERVER4, Network, open_udp
+from support.probes import PROBES, count_segments
 
 PORT = 2222
 RELOADS = 2000
-
-# Probes as fast as they go: datagrams, and segments from a raw socket.  It
-# prints how many it sent when it is told to stop.
-_PROBES = """
-import signal, socket, struct, sys
-address, port = sys.argv[1], int(sys.argv[2])
-stopped = []
-signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
-udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
-syn = struct.pack(">HHIIBBHHH", 5000, port, 1, 0, 5 << 4, 2, 512, 0, 0)
-print("probing", flush=True)
-sent = 0
-while not stopped:
-    for _ in range(100):
-        udp.sendto(b"probe", (address, port))
-        raw.sendto(syn, (address, 0))
-    sent += 200
-print("sent", sent, flush=True)
-"""
 
 
 def make_rule(name: str, port: int, tag: str = "PKD0", **fields: object) -> Rule:
@@ -59,7 +40,7 @@ VARIANTS = [
 @pytest.mark.guest
 def test_no_probe_gets_through_2000_reloads(network: Network) -> None:
     network.enforce(*VARIANTS[0])
-    probes = [sys.executable, "-c", _PROBES, SERVER4, str(PORT)]
+    probes = [sys.executable, "-c", PROBES, SERVER4, str(PORT)]
     with open_udp(network.server, PORT) as server, Followed(network.client, probes) as prober:
         server.setblocking(False)
         prober.wait_for("probing")
@@ -77,11 +58,3 @@ def test_no_probe_gets_through_2000_reloads(network: Network) -> None:
     assert sent > RELOADS
     assert network.state().counters["refused"].packets > RELOADS
     assert count_segments(network) == 0
-
-
-def count_segments(network: Network) -> int:
-    """Return how many segments the server's TCP has seen (RFC 4022, tcpInSegs)."""
-    names, values = [
-        line.split() for line in network.server.run("cat", "/proc/net/snmp").splitlines() if line.startswith("Tcp:")
-    ]
-    return int(values[names.index("InSegs")])
