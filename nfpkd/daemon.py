@@ -12,6 +12,8 @@ from pathlib import Path
 
 from nfpkd.errors import KernelError, RulesError
 from nfpkd.firewall.firewall import Firewall
+from nfpkd.firewall.layout import TABLE
+from nfpkd.firewall.monitor import TableMonitor
 from nfpkd.firewall.ruleset import Options
 from nfpkd.instance import InstanceLock
 from nfpkd.logs import log_event
@@ -24,6 +26,7 @@ from nfpkd.triggers.client import TriggerHelper
 from nfpkd.triggers.message import Event
 from nfpkd.triggers.windows import Windows
 from nfpkd.verifier.queue import PacketQueue
+from nfpkd.verifier.repair import Repairer
 from nfpkd.verifier.replay import ReplayBook
 from nfpkd.verifier.store import ReplayStore
 from nfpkd.verifier.verifier import Verifier
@@ -81,10 +84,13 @@ class Daemon:
             self._verifier = self._make_verifier(stack)
             queue = PacketQueue(settings.options.queue, self._verifier.handle)
             stack.callback(queue.close)
+            monitor = TableMonitor(TABLE)
+            stack.callback(monitor.close)
+            monitor.learn_own_pid(self._firewall.leave_mark)
             # What refuses to begin leaves a guard of before as it is.
             self._enforce(loaded)
             stack.callback(self._end, queue)
-            await self._serve(queue)
+            await self._serve(queue, monitor)
 
     def _start_helper(self, stack: contextlib.ExitStack) -> TriggerHelper:
         """Start what runs commands, while there are still privileges to run them with."""
@@ -110,6 +116,8 @@ class Daemon:
             memory = ReplayBook(store.load())
         if store is None or store.was_lost:
             self._distrusts_before = int(time.time())
+            text = "what was knocked before this start is not known: knocks stamped up to it and the skew are refused"
+            log_event(logging.WARNING, "memory_lost", text)
         return Verifier(self._firewall, settings.options, [self._windows], store=store, memory=memory)
 
     def _enforce(self, loaded: Loaded) -> None:
@@ -123,10 +131,7 @@ class Daemon:
             self._helper.reload()
 
     def _distrust(self, start: int) -> None:
-        closed = self._verifier.distrust_before(start)
-        text = "what was knocked before this start is not known: knocks stamped until then, and the skew, are refused"
-        log_event(logging.WARNING, "memory_lost", text)
-        for rule in closed:
+        for rule in self._verifier.distrust_before(start):
             text = "with its clock ignored nothing tells its knocks from replays: refused until the key changes"
             log_event(logging.ERROR, "memory_lost", text, rule=rule.name)
 
@@ -134,7 +139,7 @@ class Daemon:
         if self._helper is not None:
             self._helper.run(event, rule, source)
 
-    async def _serve(self, queue: PacketQueue) -> None:
+    async def _serve(self, queue: PacketQueue, monitor: TableMonitor) -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -143,7 +148,9 @@ class Daemon:
         watcher = RuleWatcher(self._settings.actions, lambda: loop.call_soon_threadsafe(self._dirty.set))
         watcher.start()
         loop.add_reader(queue.fileno(), self._drain, queue)
-        following = asyncio.create_task(self._follow(watcher))
+        repairer = Repairer(monitor, self._verifier)
+        loop.add_reader(monitor.fileno(), repairer.listen)
+        following = [asyncio.create_task(work) for work in (self._follow(watcher), repairer.follow())]
         log_event(
             logging.INFO,
             "started",
@@ -154,13 +161,15 @@ class Daemon:
         )
         try:
             waiting = asyncio.create_task(stop.wait())
-            # The second one only ever ends by an error, which must not go unseen.
-            await asyncio.wait((waiting, following), return_when=asyncio.FIRST_COMPLETED)
-            if following.done():
-                following.result()
+            # The others only ever end by an error, which must not go unseen.
+            done, _ = await asyncio.wait((waiting, *following), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            following.cancel()
+            for task in following:
+                task.cancel()
             loop.remove_reader(queue.fileno())
+            loop.remove_reader(monitor.fileno())
             watcher.stop()
 
     def _drain(self, queue: PacketQueue) -> None:

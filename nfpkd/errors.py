@@ -67,3 +67,7 @@ class WireError(NfpkdError):
 
 class PacketError(NfpkdError):
     """Bytes from the network are not a whole UDP datagram."""
+
+
+class NetlinkError(NfpkdError):
+    """The kernel's notifications are incomplete: some were lost, or cannot be read."""

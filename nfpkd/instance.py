@@ -24,17 +24,20 @@ class InstanceLock:
             self._socket.bind(_NAME)
         except OSError:
             self._socket.close()
-            raise KernelError(f"nfpkd is already running here{_describe_holder()}", "stop that one first") from None
+            holder = find_instance()
+            who = f" (process {holder})" if holder else ""
+            raise KernelError(f"nfpkd is already running here{who}", "stop that one first") from None
         self._socket.listen(1)
 
     def release(self) -> None:
         self._socket.close()
 
 
-def _describe_holder() -> str:
+def find_instance() -> int | None:
+    """Return the process id of the `nfpkd run` of this network namespace, or None if there is none."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(1)
         sock.connect(_NAME)
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        return f" (process {_UCRED.unpack(credentials)[0]})"
-    return ""
+        return int(_UCRED.unpack(credentials)[0])
+    return None

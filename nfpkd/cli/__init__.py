@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from nfpkd.cli import client, guard, people, rules
+from nfpkd.cli import client, doctor, guard, people, rules
 from nfpkd.cli.shared import EXIT_REFUSED, EXIT_RULES
 from nfpkd.errors import KernelError, KnockError, NfpkdError, RulesError, StateError
 
@@ -59,10 +59,13 @@ for command in (
     rules.keygen,
     guard.apply,
     guard.run,
+    guard.confirm,
+    guard.rollback,
     guard.status,
     people.grant,
     people.revoke,
     guard.teardown,
+    doctor.doctor,
     guard.demo,
     client.knock,
 ):

@@ -22,10 +22,18 @@ from nfpkd.cli.shared import (
     strict_modes_option,
     trust_interface_option,
 )
+from nfpkd.errors import KernelError
 
 if TYPE_CHECKING:
     from nfpkd.firewall.ruleset import Options
     from nfpkd.rules.model import Rule
+
+confirm_option = click.option(
+    "--confirm",
+    type=click.IntRange(1, 86400),
+    metavar="SECONDS",
+    help="Undo it after so many seconds, unless `nfpkd confirm` comes first.",
+)
 
 
 @click.command()
@@ -34,16 +42,25 @@ if TYPE_CHECKING:
 @trust_interface_option
 @source_limit_option
 @strict_modes_option
+@confirm_option
 @click.option("--dry-run", is_flag=True, help="Print the nft JSON that would be sent, and change nothing.")
 def apply(
-    actions: Path, queue: int, trusted: tuple[str, ...], source_limit: int, strict_modes: bool, dry_run: bool
+    actions: Path,
+    queue: int,
+    trusted: tuple[str, ...],
+    source_limit: int,
+    strict_modes: bool,
+    confirm: int | None,
+    dry_run: bool,
 ) -> None:
     """Guard the ports, in one step, and leave the guard in place.
 
     Prints what changes for ports (+ newly guarded so, - no longer) and for whoever is let in. Knocks are judged by
     `nfpkd run`; grants stay as long as their rules do.
     """
+    from nfpkd.confirmation import Confirmation
     from nfpkd.firewall.ruleset import Options, compile_ruleset
+    from nfpkd.instance import find_instance
     from nfpkd.status import render_changes
     from nfpkd.verifier.listeners import find_queue_listeners
 
@@ -52,9 +69,19 @@ def apply(
     if dry_run:
         _print_plan(actions, rules, options)
         return
+    if confirm is not None and find_instance() is not None:
+        raise KernelError("nfpkd is running here, and follows the rule files by itself", 'use "nfpkd run --confirm"')
     firewall = open_firewall()
     changes = render_changes(firewall.read_state(), compile_ruleset(rules, options))
-    sent = firewall.apply(rules, options)
+    if confirm is not None:
+        _arm(confirm)
+    try:
+        sent = firewall.apply(rules, options)
+    except KernelError:
+        # Nothing has changed, so there is nothing to undo.
+        if confirm is not None:
+            Confirmation().confirm()
+        raise
     for line in changes:
         click.echo(line)
     if sent:
@@ -74,6 +101,7 @@ def apply(
 @trust_interface_option
 @source_limit_option
 @strict_modes_option
+@confirm_option
 @state_dir_option
 @click.option(
     "--user",
@@ -109,6 +137,7 @@ def run(
     trusted: tuple[str, ...],
     source_limit: int,
     strict_modes: bool,
+    confirm: int | None,
     state_dir: Path,
     user: str,
     on_exit: str,
@@ -141,7 +170,38 @@ def run(
         log_level=level,
         log_format=log_format,
     )
-    asyncio.run(Daemon(open_firewall(), settings).run())
+    firewall = open_firewall()
+    if confirm is not None:
+        _arm(confirm)
+    asyncio.run(Daemon(firewall, settings).run())
+
+
+@click.command()
+def confirm() -> None:
+    """Let a change stay that was made with --confirm."""
+    from nfpkd.confirmation import Confirmation
+
+    if not Confirmation().confirm():
+        raise KernelError("nothing waits to be confirmed", "it was never made, or has been undone: see `nfpkd status`")
+    click.echo("confirmed: the change stays")
+
+
+@click.command(hidden=True)
+@click.argument("generation")
+@click.argument("seconds", type=float)
+def rollback(generation: str, seconds: float) -> None:
+    """Wait, and undo a change unless it was confirmed meanwhile; started by --confirm."""
+    import time
+
+    from nfpkd.confirmation import Confirmation
+    from nfpkd.firewall.kernel import NftablesKernel
+
+    confirmation = Confirmation()
+    deadline = time.monotonic() + seconds
+    # Once confirmed there is nothing to wait for.
+    while (left := deadline - time.monotonic()) > 0 and confirmation.is_waiting(generation):
+        time.sleep(min(1.0, left))
+    confirmation.roll_back(generation, NftablesKernel())
 
 
 @click.command()
@@ -183,6 +243,14 @@ def demo() -> None:
 
     if not tell(click.echo):
         sys.exit(EXIT_REFUSED)
+
+
+def _arm(seconds: int) -> None:
+    from nfpkd.confirmation import Confirmation
+    from nfpkd.firewall.kernel import NftablesKernel
+
+    Confirmation().arm(NftablesKernel(), seconds)
+    click.echo(f"everything goes back to what it was in {seconds} s, unless you run: nfpkd confirm", err=True)
 
 
 def _print_plan(actions: Path, rules: tuple[Rule, ...], options: Options) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from nfpkd.errors import KernelError
+from nfpkd.firewall import nft
 from nfpkd.firewall.kernel import Kernel
 from nfpkd.firewall.layout import TABLE
-from nfpkd.firewall.nft import Transaction
+from nfpkd.firewall.nft import Table, Transaction
 from nfpkd.firewall.ruleset import (
     Options,
     compile_ruleset,
@@ -39,18 +40,28 @@ class Firewall:
 
     def plan(self, rules: Iterable[Rule], options: Options) -> Transaction:
         """Return the transaction that `apply` would send now, checked by the kernel; raises KernelError."""
-        transaction = self._plan(rules, options)
+        transaction = transaction_to(compile_ruleset(rules, options), self.read_state(), self._list_sessions())
         self._kernel.check(transaction)
         return transaction
 
-    def apply(self, rules: Sequence[Rule], options: Options) -> Transaction:
-        """Make the kernel hold *rules* and return what was sent, empty if nothing had to be; raises KernelError."""
+    def apply(
+        self, rules: Sequence[Rule], options: Options, known: Sequence[Grant] = (), *, lost: bool = False
+    ) -> Transaction:
+        """Make the kernel hold *rules* and return what was sent, empty if nothing had to be; raises KernelError.
+
+        *known* are grants that should be live.  If there is no table, or if *lost* says
+        that another tool had destroyed it, they are made again where they are missing.
+        """
+        wanted = compile_ruleset(rules, options)
         for attempt in range(_ATTEMPTS):
-            first = guard_first(compile_ruleset(rules, options), self.read_state())
+            held = self.read_state()
+            first = guard_first(wanted, held)
             try:
                 if first:
                     self._kernel.apply(first)
-                transaction = self._plan(rules, options)
+                    held = self.read_state()
+                again = known if lost or held is None else ()
+                transaction = transaction_to(wanted, held, self._list_sessions(), again)
                 if not transaction:
                     return transaction
                 self._kernel.apply(transaction)
@@ -81,12 +92,13 @@ class Firewall:
             self._kernel.apply(delete_grants(found))
         return found
 
+    def leave_mark(self, table: Table) -> None:
+        """Add and delete *table* in one transaction, for whoever listens; raises KernelError."""
+        self._kernel.apply(Transaction((nft.add_table(table), nft.delete_table(table))))
+
     def teardown(self) -> bool:
         """Remove the table; return False if there was none; raises KernelError."""
         existed = self._kernel.list(TABLE) is not None
         if existed:
             self._kernel.apply(delete_table())
         return existed
-
-    def _plan(self, rules: Iterable[Rule], options: Options) -> Transaction:
-        return transaction_to(compile_ruleset(rules, options), self.read_state(), self._list_sessions())

@@ -112,18 +112,22 @@ def _join_labels(labels: Sequence[str]) -> str:
     return nft.clean_comment("; ".join(dict.fromkeys(labels)))
 
 
-def transaction_to(wanted: Ruleset, held: State | None, sessions: Iterable[Session] = ()) -> Transaction:
+def transaction_to(
+    wanted: Ruleset, held: State | None, sessions: Iterable[Session] = (), lost: Iterable[Grant] = ()
+) -> Transaction:
     """Return the transaction after which the kernel holds *wanted*; *held* is what it holds now.
 
     It carries only the difference: a flush and refill would let packets through
     while it runs.  Grants stay, with their remaining time, as long as their rule
     does.  *sessions* are the connections that are open now; those to
-    services which were not guarded before go on.
+    services which were not guarded before go on.  *lost* are grants that another
+    tool destroyed; what the rules still keep of them is made again.
     """
+    lost = [grant for grant in _missing(held, lost) if wanted.keeps(grant)]
     if held is None or not held.intact or held.source_limit != wanted.source_limit:
-        return _make_table(wanted, held, sessions)
+        return _make_table(wanted, held, sessions, lost)
     kept = [grant for grant in held.grants if wanted.keeps(grant)]
-    doors = wanted.doors | {grant.door for grant in kept if grant.door}
+    doors = wanted.doors | {grant.door for grant in (*kept, *lost) if grant.door}
     return Transaction(
         (
             *_change_elements(layout.REJECTS, held.rejects, wanted.rejects, _reject_element),
@@ -135,6 +139,7 @@ def transaction_to(wanted: Ruleset, held: State | None, sessions: Iterable[Sessi
             *(nft.add(door.to_set()) for door in sorted(doors - held.doors, key=_by_name)),
             *_change_chains(held.chains, wanted.chains | {layout.DOORS: _door_rules(doors)}),
             *(nft.delete_set(TABLE, door.name) for door in sorted(held.doors - doors, key=_by_name)),
+            *_add_grants(lost),
         )
     )
 
@@ -150,15 +155,15 @@ def guard_first(wanted: Ruleset, held: State | None) -> Transaction:
     return Transaction(tuple(_change_elements(layout.GATED, {}, moved, _gated_element)))
 
 
-def _make_table(wanted: Ruleset, held: State | None, sessions: Iterable[Session]) -> Transaction:
-    """Return the transaction that makes the table anew, with the grants of the one it replaces.
+def _make_table(wanted: Ruleset, held: State | None, sessions: Iterable[Session], lost: Sequence[Grant]) -> Transaction:
+    """Return the transaction that makes the table anew, with the grants of the one it replaces and those *lost*.
 
     The first ``add`` makes ``delete`` legal on an empty host; ``destroy`` would
     say so directly, but nft 1.0.6 rejects it.
     """
     open_sessions = {s: left for s, left in held.sessions if wanted.guards(s.service)} if held else {}
     open_sessions |= _newly_guarded(wanted, held, sessions)
-    kept = [grant for grant in held.grants if wanted.keeps(grant)] if held else []
+    kept = [*(grant for grant in (held.grants if held else ()) if wanted.keeps(grant)), *lost]
     doors = wanted.doors | {grant.door for grant in kept if grant.door}
     return Transaction(
         (
@@ -209,13 +214,15 @@ def _by_set(grants: Iterable[Grant]) -> dict[str, list[Grant]]:
     by_set: dict[str, list[Grant]] = {}
     # Several knocks of one wake-up may open the same door, by one rule or by two
     # that share a port; the kernel refuses to delete an element twice.
-    longest = {
-        (grant.set_name, grant.interface, grant.source, grant.service): grant
-        for grant in sorted(grants, key=lambda grant: grant.expires)
-    }
+    longest = {grant.place: grant for grant in sorted(grants, key=lambda grant: grant.expires)}
     for grant in longest.values():
         by_set.setdefault(grant.set_name, []).append(grant)
     return by_set
+
+
+def _missing(held: State | None, grants: Iterable[Grant]) -> Iterator[Grant]:
+    places = {grant.place for grant in held.grants} if held else set()
+    return (grant for grant in grants if grant.place not in places)
 
 
 def _grant_key(grant: Grant) -> Expression:

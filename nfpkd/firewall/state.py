@@ -38,6 +38,11 @@ class Grant(NamedTuple):
         return self.door.name if self.door else layout.GRANTS[family_of(self.source)]
 
     @property
+    def place(self) -> tuple[str, str, str, Service]:
+        """Which element it is: two grants in one place are one, for the kernel."""
+        return self.set_name, self.interface, self.source, self.service
+
+    @property
     def who(self) -> str:
         """Who is let in, as a person would write it: an address, or a network."""
         wide = self.door is not None and self.door.prefix < (32 if self.door.family == 4 else 128)

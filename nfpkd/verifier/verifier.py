@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import socket
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from nfpkd.errors import KernelError, PacketError, StateError
@@ -17,8 +15,9 @@ from nfpkd.firewall.ruleset import Options, make_grants
 from nfpkd.firewall.state import Grant
 from nfpkd.knock.wire import PAYLOAD_LENGTH
 from nfpkd.logs import is_logged, log_event
-from nfpkd.rules.model import Rule, Service
+from nfpkd.rules.model import Rule
 from nfpkd.verifier.judge import Judge, Judgement, Outcome
+from nfpkd.verifier.ledger import GrantLedger
 from nfpkd.verifier.packet import Datagram, decode_datagram_untrusted
 from nfpkd.verifier.replay import Changes, ReplayBook
 
@@ -63,7 +62,7 @@ class Verifier:
         self._judge = Judge(memory=memory)
         self._judged: list[tuple[str, Judgement]] = []
         self._has_interfaces = False
-        self._windows = _SharedWindows()
+        self._ledger = GrantLedger()
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -71,15 +70,36 @@ class Verifier:
 
     def enforce(self, rules: tuple[Rule, ...]) -> None:
         """Guard and judge by *rules* from now on, or go on as before; raises KernelError."""
-        self._firewall.apply(rules, self._options)
+        self._firewall.apply(rules, self._options, self._ledger.live(time.monotonic()))
         self._judge.replace_rules(rules)
         self._has_interfaces = any(rule.interfaces for rule in rules)
-        self._windows.replace_rules(rules)
         self._rules = rules
-        if self._windows:
-            # The rules are in force by now: what cannot be read must not undo half of that.
-            with contextlib.suppress(KernelError):
-                self._adopt_windows(time.monotonic())
+        # The rules are in force by now: what cannot be read must not undo half of that.
+        with contextlib.suppress(KernelError):
+            self._adopt_grants()
+
+    def repair(self, seen: str, by: str = "", pid: int = 0, *, lost: bool = False) -> bool:
+        """Make the kernel hold again what it should; return whether it did not; raises KernelError.
+
+        *seen* is what another tool did, *by* whom; *lost* says that it took grants along.
+        """
+        known = self._ledger.live(time.monotonic())
+        sent = self._firewall.apply(self._rules, self._options, known, lost=lost)
+        if sent:
+            text = "the table was changed from outside and has been restored"
+            maker = {"by": by, "pid": pid} if by else {}
+            log_event(logging.WARNING, "repaired", text, seen=seen, **maker)
+        self._adopt_grants()
+        return bool(sent)
+
+    def note_taken(self, set_names: Collection[str]) -> None:
+        """Somebody else took elements out of these sets: until they are read again, none of theirs is certain."""
+        self._ledger.forget(set_names)
+
+    def follow_renewals(self) -> None:
+        """Learn how long the grants that traffic renews are good by now; raises KernelError."""
+        if self._ledger.has_sliding:
+            self._adopt_grants()
 
     def distrust_before(self, start: int) -> list[Rule]:
         """As `Judge.distrust_before`; that it was so is kept, too."""
@@ -125,10 +145,12 @@ class Verifier:
         now = time.monotonic()
         wanted = [grant for rule, source in accepted for grant in make_grants(rule, source, rule.window)]
         try:
-            if any(self._windows.outlasts(grant, now) for grant in wanted):
-                # What is noted may be gone: used up, taken away by an admin, or with the whole table.
-                self._adopt_windows(now)
-            self._grant([grant for grant in wanted if self._windows.admit(grant, now)])
+            if any(self._ledger.outlasts(grant, now) for grant in wanted) and not self._adopt_grants():
+                self.repair("the table is gone")
+            # A knock for a short window must not cut a long one short, where rules share a port.
+            granted = [grant for grant in wanted if not self._ledger.outlasts(grant, now)]
+            self._grant(granted)
+            self._ledger.note(granted, now)
         except KernelError as error:
             for rule, source in accepted:
                 text = f"knock accepted, but the kernel did not open the port: {error}"
@@ -155,64 +177,21 @@ class Verifier:
         self._judge.memory.saved()
         return True
 
-    def _adopt_windows(self, now: float) -> None:
+    def _adopt_grants(self) -> bool:
+        """Know the grants that the kernel has, and no others; return False, and forget nothing, if it has no table."""
         state = self._firewall.read_state()
-        self._windows.adopt(state.grants if state else (), now)
+        if state is not None:
+            self._ledger.adopt(state.grants, time.monotonic())
+        return state is not None
 
     def _grant(self, grants: list[Grant]) -> None:
         try:
             self._firewall.grant(grants)
         except KernelError:
-            # Most likely another tool removed the table; put it back and try once more.
-            if not self._firewall.apply(self._rules, self._options):
+            # Most likely another tool removed the table, and word of it is still on its way.
+            if not self.repair("a grant was refused"):
                 raise
-            log_event(logging.WARNING, "repaired", "the table was changed from outside and has been restored")
             self._firewall.grant(grants)
-
-
-class _SharedWindows:
-    """Keeps a knock for a short window from cutting a long one short, where rules share a port.
-
-    Only such grants are noted, and only until they end.
-    """
-
-    def __init__(self) -> None:
-        self._shared: frozenset[Service] = frozenset()
-        self._ends: dict[tuple[str, str, str, Service], float] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._shared)
-
-    def replace_rules(self, rules: Iterable[Rule]) -> None:
-        counted = Counter(service for rule in rules for service in set(rule.services()))
-        self._shared = frozenset(service for service, count in counted.items() if count > 1)
-
-    def adopt(self, grants: Iterable[Grant], now: float) -> None:
-        """Note the grants that are in the kernel, and no others."""
-        # What has no timeout has no end.
-        self._ends = {
-            _place(g): now + g.expires if g.timeout else math.inf for g in grants if g.service in self._shared
-        }
-
-    def outlasts(self, grant: Grant, now: float) -> bool:
-        """Tell whether something noted ends later than *grant*, made at *now* (monotonic seconds)."""
-        return grant.service in self._shared and self._ends.get(_place(grant), 0.0) > now + grant.expires
-
-    def admit(self, grant: Grant, now: float) -> bool:
-        """Note *grant*, unless something noted outlasts it; return whether it was noted or need not be."""
-        if grant.service not in self._shared:
-            return True
-        if self.outlasts(grant, now):
-            return False
-        place, end = _place(grant), now + grant.expires
-        if place not in self._ends:
-            self._ends = {known: until for known, until in self._ends.items() if until > now}
-        self._ends[place] = end
-        return True
-
-
-def _place(grant: Grant) -> tuple[str, str, str, Service]:
-    return grant.set_name, grant.interface, grant.source, grant.service
 
 
 def _format_address(packed: bytes) -> str:

@@ -175,16 +175,23 @@ def test_a_refused_check_ends_the_dry_run(kernel: NftablesKernel, binding: Bindi
     assert not binding.dry_run
 
 
-def test_list_asks_for_the_table_only_if_it_is_there(kernel: NftablesKernel, binding: Binding) -> None:
-    binding.answers["tables"] = [{"metainfo": {}}, {"table": {"family": "ip", "name": TABLE.name, "handle": 1}}]
-    assert kernel.list(TABLE) is None
-    assert binding.done == [[{"list": {"tables": None}}]]
+@pytest.mark.parametrize(("family", "there"), [("ip", False), ("inet", True)])
+def test_a_table_that_cannot_be_listed_is_missing_only_if_it_has_no_chains(
+    kernel: NftablesKernel, binding: Binding, family: str, there: bool
+) -> None:
+    binding.refuses = lambda commands: "refused" if "table" in commands[0]["list"] else ""
+    binding.answers["chains"] = [{"metainfo": {}}, {"chain": {"family": family, "table": TABLE.name, "name": "guard"}}]
+    if there:
+        with pytest.raises(KernelError):
+            kernel.list(TABLE)
+    else:
+        assert kernel.list(TABLE) is None
 
 
-def test_list_returns_the_objects_of_the_table(kernel: NftablesKernel, binding: Binding) -> None:
-    found = [{"table": {**TABLE._asdict(), "handle": 1}}]
-    binding.answers = {"tables": found, "table": [*found, {"chain": {"name": "guard"}}]}
+def test_list_returns_the_objects_of_the_table_and_asks_for_no_other(kernel: NftablesKernel, binding: Binding) -> None:
+    binding.answers = {"table": [{"table": {**TABLE._asdict(), "handle": 1}}, {"chain": {"name": "guard"}}]}
     assert kernel.list(TABLE) == binding.answers["table"]
+    assert binding.done == [[nft.list_table(TABLE)]]
 
 
 def test_list_passes_on_a_refusal(kernel: NftablesKernel, binding: Binding) -> None:

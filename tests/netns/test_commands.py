@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -129,6 +130,8 @@ def test_a_table_of_another_make_is_replaced_and_its_grants_live_on(network: Net
     with listen_tcp(network.server, PORT), running(network, actions) as run:
         knock(network.client, SERVER4, source=CLIENT4)
         run.wait_for("knock accepted")
+        # Or it would put the chain back at once.
+        run.stop(signal.SIGKILL)
         network.nft("flush", "chain", "inet", "nfpkd", "guard")
         assert "will make it anew" in network.nfpkd("status").stdout
         assert "guarding: " in network.nfpkd("apply", "--actions", str(actions.path)).stdout
