@@ -50,14 +50,14 @@ def _lines(state: State, listeners: Mapping[int, Listener]) -> Iterator[str]:
         yield "the table is not as this version of nfpkd makes it; `nfpkd apply` will make it anew"
     yield ""
     services = state.gated.keys() | {place.service for place in state.gated_on}
-    yield f"guarded ({len(services)} services)"
+    yield f"guarded ({len(services)})"
     yield from _align(_guarded_rows(state))
     yield ""
-    yield f"let in ({len(state.grants)} grants)"
+    yield f"let in ({len(state.grants)})"
     yield from _align(_grant_rows(state.grants))
     if state.sessions:
         yield ""
-        yield f"open since before the guard, or let in for one connection ({len(state.sessions)} connections)"
+        yield f"open since before the guard, or let in for one connection ({len(state.sessions)})"
         yield from _align([(s.source, f"from port {s.source_port}", str(s.service)) for s, _ in state.sessions])
     yield ""
     yield "counters"
