@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -37,6 +38,7 @@ from support.network import (
 )
 
 PORT = 2222
+INNER = "198.51.100.2"
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 
 
@@ -143,15 +145,32 @@ def test_whatever_is_in_the_queue_gets_its_verdict(network: Network, actions: Ac
             assert find_queue_listeners()[0].waiting == 0
 
 
-def test_a_knock_for_another_host_passes_by(network: Network, actions: Actions) -> None:
-    actions.write("door.json", rule("door", PORT))
+@pytest.fixture
+def inner(network: Network) -> Iterator[Namespace]:
+    """A host behind the server, which forwards to it."""
     with Namespace("inner") as inner:
-        connect(network.server, ["198.51.100.1/24"], inner, ["198.51.100.2/24"])
+        connect(network.server, ["198.51.100.1/24"], inner, [f"{INNER}/24"])
         network.server.run("sysctl", "-q", "net.ipv4.ip_forward=1")
         network.client.run("ip", "route", "add", "198.51.100.0/24", "via", SERVER4)
-        with running(network, actions), open_udp(inner, 4711) as server:
-            sent = knock(network.client, "198.51.100.2")
-            assert receives(server, 5) == sent
+        inner.run("ip", "route", "add", "default", "via", "198.51.100.1")
+        yield inner
+
+
+def test_a_knock_for_another_host_passes_by(network: Network, actions: Actions, inner: Namespace) -> None:
+    actions.write("door.json", rule("door", PORT))
+    with running(network, actions), open_udp(inner, 4711) as server:
+        sent = knock(network.client, INNER)
+        assert receives(server, 5) == sent
+
+
+def test_what_is_for_another_host_does_not_wait_behind_a_knock(
+    network: Network, actions: Actions, inner: Namespace
+) -> None:
+    actions.write("door.json", rule("door", PORT))
+    with running(network, actions), listen_tcp(inner, PORT):
+        knock(network.client, SERVER4, source=CLIENT4)
+        assert outcome(network.client, INNER, PORT, CLIENT4) == "open"
+        assert network.state().counters["held"].packets == 0
 
 
 @FAMILIES
