@@ -19,6 +19,7 @@ LAYERS = [
     {
         "rules.model",
         "rules.positions",
+        "firewall.netlink",
         "firewall.nft",
         "knock.wire",
         "triggers.message",

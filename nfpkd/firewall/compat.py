@@ -16,12 +16,18 @@ import os
 import socket
 import struct
 
-_NLMSG = struct.Struct("=IHHII")
-_NFGENMSG = struct.Struct("=BBH")
-_ATTRIBUTE = struct.Struct("=HH")
+from nfpkd.firewall.netlink import (
+    ATTRIBUTE,
+    HEADER,
+    NETLINK_NETFILTER,
+    NFGENMSG,
+    NFNL_SUBSYS_NFTABLES,
+    NFPROTO_INET,
+    pad,
+)
+
 _ERRNO = struct.Struct("=i")
 
-_NETLINK_NETFILTER = 12
 _NLM_F_REQUEST = 0x001
 _NLM_F_ACK = 0x004
 _NLM_F_CREATE = 0x400
@@ -29,8 +35,6 @@ _NLM_F_APPEND = 0x800
 _NLMSG_ERROR = 2
 _NFNL_MSG_BATCH_BEGIN = 16
 _NFNL_MSG_BATCH_END = 17
-_NFNL_SUBSYS_NFTABLES = 10
-_NFPROTO_INET = 1
 _NFT_MSG_NEWTABLE = 0
 _NFT_MSG_NEWCHAIN = 3
 _NFT_MSG_NEWRULE = 6
@@ -88,21 +92,21 @@ class CompatQueue:
 
     def _message(self, kind: int, attributes: bytes) -> bytes:
         flags = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_APPEND
-        return self._header((_NFNL_SUBSYS_NFTABLES << 8) | kind, flags, _NFPROTO_INET, 0, attributes)
+        return self._header((NFNL_SUBSYS_NFTABLES << 8) | kind, flags, NFPROTO_INET, 0, attributes)
 
     def _header(self, kind: int, flags: int, family: int, resource: int, body: bytes) -> bytes:
         self._sequence += 1
-        content = _NFGENMSG.pack(family, 0, socket.htons(resource)) + body
-        return _NLMSG.pack(_NLMSG.size + len(content), kind, flags, self._sequence, 0) + content
+        content = NFGENMSG.pack(family, 0, socket.htons(resource)) + body
+        return HEADER.pack(HEADER.size + len(content), kind, flags, self._sequence, 0) + content
 
     def _send(self, messages: list[bytes], *, commit: bool) -> None:
         """Send one batch and wait for the answer to each message; raises OSError for the first refusal."""
-        batch = self._header(_NFNL_MSG_BATCH_BEGIN, _NLM_F_REQUEST, 0, _NFNL_SUBSYS_NFTABLES, b"")
+        batch = self._header(_NFNL_MSG_BATCH_BEGIN, _NLM_F_REQUEST, 0, NFNL_SUBSYS_NFTABLES, b"")
         batch += b"".join(messages)
         if commit:
-            batch += self._header(_NFNL_MSG_BATCH_END, _NLM_F_REQUEST, 0, _NFNL_SUBSYS_NFTABLES, b"")
+            batch += self._header(_NFNL_MSG_BATCH_END, _NLM_F_REQUEST, 0, NFNL_SUBSYS_NFTABLES, b"")
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-        with socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER) as sock:
+        with socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER) as sock:
             # The kernel answers while the batch is sent; this only bounds a surprise.
             sock.settimeout(5)
             sock.send(batch)
@@ -118,12 +122,12 @@ def _read_errors(answer: bytes) -> list[int]:
     """Return the errno of each acknowledgement in *answer*, which the kernel wrote; 0 is success."""
     errors = []
     offset = 0
-    while offset + _NLMSG.size <= len(answer):
-        length, kind, *_ = _NLMSG.unpack_from(answer, offset)
-        if kind == _NLMSG_ERROR and offset + _NLMSG.size + _ERRNO.size <= len(answer):
-            (negative,) = _ERRNO.unpack_from(answer, offset + _NLMSG.size)
+    while offset + HEADER.size <= len(answer):
+        length, kind, *_ = HEADER.unpack_from(answer, offset)
+        if kind == _NLMSG_ERROR and offset + HEADER.size + _ERRNO.size <= len(answer):
+            (negative,) = _ERRNO.unpack_from(answer, offset + HEADER.size)
             errors.append(-negative)
-        offset += max(_NLMSG.size, (length + 3) & ~3)
+        offset += max(HEADER.size, pad(length))
     return errors or [errno.EPROTO]
 
 
@@ -146,8 +150,8 @@ def _queue_rule(table: str, chain: str, number: int, comment: str) -> bytes:
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
-    length = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
+    length = ATTRIBUTE.size + len(value)
+    return ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
 
 
 def _nested(kind: int, value: bytes) -> bytes:

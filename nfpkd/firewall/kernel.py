@@ -14,13 +14,13 @@ from nfpkd.errors import KernelError
 from nfpkd.firewall import nft
 from nfpkd.firewall.compat import CompatQueue
 from nfpkd.firewall.nft import Json, Table, Transaction
+from nfpkd.privileges import CAP_NET_ADMIN
 
 _PRIVILEGE_REMEDY = "nfpkd needs CAP_NET_ADMIN: run it with sudo"
 _QUEUE_REMEDY = (
     "load or install the module nft_queue, or nft_compat and xt_NFQUEUE "
     "(on Debian they are in linux-image-amd64, not in the cloud kernel)"
 )
-_CAP_NET_ADMIN = 12
 
 
 # Spelled out here because the verb `list` hides the type inside the classes below.
@@ -164,4 +164,4 @@ def has_net_admin() -> bool:
     """Whether this process may change the firewall of its network namespace."""
     status = Path("/proc/self/status").read_text()
     found = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
-    return found is not None and bool(int(found[1], 16) >> _CAP_NET_ADMIN & 1)
+    return found is not None and bool(int(found[1], 16) >> CAP_NET_ADMIN & 1)

@@ -21,22 +21,21 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from nfpkd.errors import KernelError, NetlinkError
+from nfpkd.firewall.netlink import (
+    ATTRIBUTE,
+    HEADER,
+    NETLINK_NETFILTER,
+    NFGENMSG,
+    NFNL_SUBSYS_NFTABLES,
+    NFPROTO_INET,
+    pad,
+)
 from nfpkd.firewall.nft import Table
 
-#   0       4      6       8          12           16       17        18          20
-#   | length | type | flags | sequence | sender     | family | version | resource  | attributes ...
-#   `------------------- nlmsghdr ----------------- ' `------- nfgenmsg ---------- '
-# An attribute is its length (header included), its type and its value, padded to 4 bytes.
-_HEADER = struct.Struct("=IHHII")
-_NFGENMSG = struct.Struct("=BBH")
-_ATTRIBUTE = struct.Struct("=HH")
 _NUMBER = struct.Struct(">I")
 _ATTRIBUTE_TYPE = 0x3FFF
 
-_NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
-_NFNL_SUBSYS_NFTABLES = 10
-_NFPROTO_INET = 1
 
 _NFT_MSG_NEWGEN = 15
 # Type of message: what nft would call it, and the attribute with the object's name.
@@ -151,7 +150,7 @@ class TableMonitor:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._collector = Collector(table)
         self._own_pid = os.getpid()
-        self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+        self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
             # Without an address of its own the socket would pass for the kernel, and hear nothing.
@@ -214,27 +213,27 @@ def parse_notifications_untrusted(data: bytes) -> Iterator[Touch | End]:
     """Yield what the messages in *data* tell of nf_tables; raises NetlinkError if they are not what they should be."""
     offset = 0
     while offset < len(data):
-        if offset + _HEADER.size > len(data):
+        if offset + HEADER.size > len(data):
             raise NetlinkError("a message is cut off")
-        length, kind, _, _, sender = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size or offset + length > len(data):
+        length, kind, _, _, sender = HEADER.unpack_from(data, offset)
+        if length < HEADER.size or offset + length > len(data):
             raise NetlinkError("a message has the wrong length")
-        if kind >> 8 == _NFNL_SUBSYS_NFTABLES:
-            yield from _parse_message(kind & 0xFF, sender, data[offset + _HEADER.size : offset + length])
-        offset += (length + 3) & ~3
+        if kind >> 8 == NFNL_SUBSYS_NFTABLES:
+            yield from _parse_message(kind & 0xFF, sender, data[offset + HEADER.size : offset + length])
+        offset += pad(length)
 
 
 def _parse_message(kind: int, sender: int, body: bytes) -> Iterator[Touch | End]:
-    if len(body) < _NFGENMSG.size:
+    if len(body) < NFGENMSG.size:
         raise NetlinkError("a message is cut off")
-    family, _, _ = _NFGENMSG.unpack_from(body)
+    family, _, _ = NFGENMSG.unpack_from(body)
     if kind == _NFT_MSG_NEWGEN:
         attributes = _parse_attributes(body)
         pid = attributes.get(_NFTA_GEN_PROC_PID, b"")
         if len(pid) != _NUMBER.size:
             raise NetlinkError("a transaction has no maker")
         yield End(_NUMBER.unpack(pid)[0], _text(attributes.get(_NFTA_GEN_PROC_NAME, b"")))
-    elif kind in _VERBS and family == _NFPROTO_INET:
+    elif kind in _VERBS and family == NFPROTO_INET:
         verb, name = _VERBS[kind]
         attributes = _parse_attributes(body)
         if _NFTA_TABLE not in attributes:
@@ -245,13 +244,13 @@ def _parse_message(kind: int, sender: int, body: bytes) -> Iterator[Touch | End]
 
 def _parse_attributes(body: bytes) -> dict[int, bytes]:
     attributes = {}
-    offset = _NFGENMSG.size
-    while offset + _ATTRIBUTE.size <= len(body):
-        length, kind = _ATTRIBUTE.unpack_from(body, offset)
-        if length < _ATTRIBUTE.size or offset + length > len(body):
+    offset = NFGENMSG.size
+    while offset + ATTRIBUTE.size <= len(body):
+        length, kind = ATTRIBUTE.unpack_from(body, offset)
+        if length < ATTRIBUTE.size or offset + length > len(body):
             raise NetlinkError("an attribute has the wrong length")
-        attributes[kind & _ATTRIBUTE_TYPE] = body[offset + _ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
+        attributes[kind & _ATTRIBUTE_TYPE] = body[offset + ATTRIBUTE.size : offset + length]
+        offset += pad(length)
     return attributes
 
 
