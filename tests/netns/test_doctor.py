@@ -61,7 +61,6 @@ def test_a_clean_host_has_no_faults(network: Network, actions: Actions) -> None:
     assert network.nft("list", "ruleset") == ""
 
 
-@pytest.mark.guest
 @pytest.mark.parametrize(
     "ruleset",
     [
