@@ -31,6 +31,8 @@ from nfpkd.verifier.replay import ReplayBook
 from nfpkd.verifier.store import ReplayStore
 from nfpkd.verifier.verifier import Verifier
 
+_log = logging.getLogger(__name__)
+
 # A save is over when nothing has happened for so long; a directory that never
 # rests is read all the same.
 QUIET_SECONDS = 0.25
@@ -89,8 +91,9 @@ class Daemon:
             monitor.learn_own_pid(self._firewall.leave_mark)
             # What refuses to begin leaves a guard of before as it is.
             self._enforce(loaded)
-            stack.callback(self._end, queue)
             await self._serve(queue, monitor)
+            # Only who is asked to stop takes the guard away: a fault of ours must not open anything.
+            self._end(queue)
 
     def _start_helper(self, stack: contextlib.ExitStack) -> TriggerHelper:
         """Start what runs commands, while there are still privileges to run them with."""
@@ -228,6 +231,8 @@ class Daemon:
         except KernelError as error:
             text = f"{error}; the rules of before stay in force"
             log_event(logging.ERROR, "reload_failed", text)
+        except Exception:  # noqa: BLE001  (no file may end what guards the ports)
+            _log.exception("a fault of nfpkd's own; the rules of before stay in force")
         else:
             _log_changes(before, loaded.rules)
 

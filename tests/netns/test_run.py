@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from nfpkd.demo.process import Followed
 from support.network import (
     CLIENT4,
     SERVER4,
@@ -190,3 +192,60 @@ def test_a_rule_directory_that_goes_away_leaves_the_rules_in_force(network: Netw
         shutil.rmtree(actions.path)
         run.wait_for("the rules of before stay in force")
         assert outcome(network.client, SERVER4, PORT) == "silence"
+
+
+# nfpkd, with a fault put into it.
+FAULTY = """
+import sys
+from nfpkd import daemon
+from nfpkd.cli import main
+
+{fault}
+main(sys.argv[1:])
+"""
+
+
+def faulty(network: Network, actions: Actions, fault: str) -> Followed:
+    program = FAULTY.format(fault=fault)
+    return Followed(network.server, [sys.executable, "-P", "-c", program, "run", *run_options(actions)])
+
+
+def test_a_fault_of_its_own_ends_it_and_leaves_the_guard_up(network: Network, actions: Actions) -> None:
+    actions.write("door.json", rule("door", PORT))
+    fault = """
+async def fail(*_):
+    raise RuntimeError("a fault of nfpkd's own")
+
+daemon.Daemon._follow = fail
+"""
+    with listen_tcp(network.server, PORT), faulty(network, actions, fault) as run:
+        assert run.wait() != 0
+        assert any("a fault of nfpkd's own" in line for line in run.lines)
+        assert outcome(network.client, SERVER4, PORT) == "silence"
+    # The next one takes over, and ends as it should.
+    with running(network, actions):
+        pass
+    assert network.nft("list", "ruleset") == ""
+
+
+def test_a_fault_while_rules_are_read_changes_nothing(network: Network, actions: Actions) -> None:
+    actions.write("door.json", rule("door", PORT))
+    fault = """
+load_rules = daemon.load_rules
+calls = []
+
+def fail_the_second_time(*arguments, **options):
+    calls.append(True)
+    if len(calls) == 2:
+        raise AssertionError("a fault of nfpkd's own")
+    return load_rules(*arguments, **options)
+
+daemon.load_rules = fail_the_second_time
+"""
+    with listen_tcp(network.server, PORT), faulty(network, actions, fault) as run:
+        run.wait_for("guarding")
+        actions.write("door.json", rule("door", 3333))
+        run.wait_for("the rules of before stay in force")
+        assert outcome(network.client, SERVER4, PORT) == "silence"
+        actions.write("door.json", rule("door", 4444))
+        run.wait_for("changed=door")
