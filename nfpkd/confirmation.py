@@ -40,13 +40,8 @@ class Confirmation:
         namespace = Path("/proc/thread-self/ns/net").stat().st_ino
         self._file = directory / f"pending-{namespace}.json"
 
-    def is_pending(self) -> bool:
-        return self._file.exists()
-
     def arm(self, kernel: Kernel, seconds: int) -> None:
         """Have everything put back in so many *seconds*, as it is now; raises KernelError."""
-        if self.is_pending():
-            raise KernelError("an earlier change still waits to be confirmed", "run `nfpkd confirm`, or wait")
         generation = secrets.token_hex(8)
         text = json.dumps({"generation": generation, "listing": kernel.list(TABLE)})
         try:
@@ -55,6 +50,8 @@ class Confirmation:
             descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(text)
+        except FileExistsError:
+            raise KernelError("an earlier change still waits to be confirmed", "run `nfpkd confirm`, or wait") from None
         except OSError as error:
             raise KernelError(f"{self._file} cannot be written: {error.strerror}") from None
         waiting = [sys.executable, "-P", "-m", "nfpkd", "rollback", generation, str(seconds)]

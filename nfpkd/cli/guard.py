@@ -58,7 +58,6 @@ def apply(
     Prints what changes for ports (+ newly guarded so, - no longer) and for whoever is let in. Knocks are judged by
     `nfpkd run`; grants stay as long as their rules do.
     """
-    from nfpkd.confirmation import Confirmation
     from nfpkd.firewall.ruleset import Options, compile_ruleset
     from nfpkd.instance import find_instance
     from nfpkd.status import render_changes
@@ -75,13 +74,8 @@ def apply(
     changes = render_changes(firewall.read_state(), compile_ruleset(rules, options))
     if confirm is not None:
         _arm(confirm)
-    try:
-        sent = firewall.apply(rules, options)
-    except KernelError:
-        # Nothing has changed, so there is nothing to undo.
-        if confirm is not None:
-            Confirmation().confirm()
-        raise
+    # If it fails, what is armed stays so: whatever was done by then is undone, too.
+    sent = firewall.apply(rules, options)
     for line in changes:
         click.echo(line)
     if sent:
