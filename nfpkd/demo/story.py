@@ -18,12 +18,13 @@ from pathlib import Path
 
 from nfpkd.demo.namespaces import Namespace, connect
 from nfpkd.demo.process import NFPKD, PATIENCE_SECONDS, Followed
-from nfpkd.knock.wire import RANDOM_LENGTH, encode_knock
+from nfpkd.knock.client import make_knock
 from nfpkd.rules.model import parse_key, parse_tag
 
 SERVER = "192.0.2.1"
 PORT = 2222
 OTHER_PORT = 8080
+KNOCK_PORT = 4711
 WINDOW = 3
 TAG = "DEMO"
 # How long a refused connection is waited for.
@@ -84,9 +85,7 @@ class _Story:
         run.start()
         self._expect(PORT, opens=False)
         self._headline(f"The client knocks, and connects with the very next packet (window: {WINDOW} s)")
-        knock = encode_knock(
-            parse_key(self._key).reveal(), parse_tag(TAG), 4711, int(time.time()), secrets.token_bytes(RANDOM_LENGTH)
-        )
+        knock = make_knock(parse_key(self._key), parse_tag(TAG), KNOCK_PORT)
         self._send(knock)
         opened = time.monotonic()
         connection = self._connect(PORT)
@@ -157,7 +156,7 @@ class _Story:
 
     def _send(self, knock: bytes) -> None:
         with self._client.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.sendto(knock, (SERVER, 4711))
+            sock.sendto(knock, (SERVER, KNOCK_PORT))
 
     def _write_rule(self, port: int) -> str:
         """Write the rule file and return it as it may be shown: without its key."""

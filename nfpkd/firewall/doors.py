@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from nfpkd.firewall import nft
 from nfpkd.firewall.layout import (
+    ADDRESS_TYPES,
     DOORS,
     GRANTS,
     MAX_GRANTS,
@@ -33,8 +34,8 @@ from nfpkd.rules.model import Rule
 # lost: TCP tries for about two minutes (tcp_syn_retries).
 RETRY_SECONDS = 130
 
+# How many bits an address has.
 _FULL = {4: 32, 6: 128}
-_ADDRESS_TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
 _NAME = re.compile(r"(grants|extend|once)([46])(?:_net(\d+))?(?:_(\d+)s)?(_if)?")
 
 
@@ -58,9 +59,14 @@ class Door(NamedTuple):
     @property
     def name(self) -> str:
         """The set's name, which says all that there is to know of it."""
-        net = "" if self.prefix == _FULL[self.family] else f"_net{self.prefix}"
+        net = f"_net{self.prefix}" if self.is_wide else ""
         window = f"_{self.window}s" if self.mode is Mode.EXTEND else ""
         return f"{self.mode.value}{self.family}{net}{window}{'_if' if self.by_interface else ''}"
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it lets in more than one address."""
+        return self.prefix < _FULL[self.family]
 
     @property
     def is_usual(self) -> bool:
@@ -69,13 +75,13 @@ class Door(NamedTuple):
 
     def to_set(self) -> Set:
         interface = ("ifname",) if self.by_interface else ()
-        key = (*interface, _ADDRESS_TYPES[self.family], "inet_proto", "inet_service")
+        key = (*interface, ADDRESS_TYPES[self.family], "inet_proto", "inet_service")
         return Set(TABLE, self.name, key, ("timeout",), MAX_GRANTS)
 
     def rules(self) -> Iterator[nft.Rule]:
         """Yield the rules that let in what has a grant in this set."""
         source = source_address(self.family)
-        if self.prefix < _FULL[self.family]:
+        if self.is_wide:
             source = nft.masked(source, _mask(self.family, self.prefix))
         interface = (nft.meta("iifname"),) if self.by_interface else ()
         key = nft.concat(*interface, source, PROTOCOL, PORT)
@@ -93,6 +99,11 @@ class Door(NamedTuple):
             yield data_rule(DOORS, f"used up: {self.name}", granted, used, nft.count("admitted"), nft.ACCEPT)
         else:
             yield data_rule(DOORS, f"granted: {self.name}", granted, nft.count("admitted"), nft.ACCEPT)
+
+
+def usual_door(family: int) -> Door:
+    """Return the kind of grant that is for one address, and nothing else."""
+    return Door(family, _FULL[family])
 
 
 def door_of(rule: Rule, family: int) -> Door:

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from nfpkd.firewall import nft
 from nfpkd.firewall.nft import Chain, Counter, Declaration, Expression, Rule, Set, Table
 from nfpkd.knock.wire import UDP_LENGTH
-from nfpkd.rules.model import PortRange, Protocol, Reject
+from nfpkd.rules.model import CONNECTION_PROTOCOLS, PortRange, Protocol, Reject
 
 TABLE = Table("inet", "nfpkd")
 
@@ -75,14 +75,14 @@ REFUSALS = {
 _FOR_THIS_HOST = nft.anonymous_set(["local", "broadcast", "anycast", "multicast"])
 # What one subscriber of an IPv6 provider has at the least (RFC 6177).
 _SUBSCRIBER6 = "ffff:ffff:ffff:ffff::"
-_CONNECTIONS = nft.anonymous_set([Protocol.TCP, Protocol.DCCP, Protocol.SCTP])
+_CONNECTIONS = nft.anonymous_set(CONNECTION_PROTOCOLS)
 
 PROTOCOL = nft.meta("l4proto")
 PORT = nft.payload("th", "dport")
 _SERVICE = nft.concat(PROTOCOL, PORT)
 _SERVICE_ON = nft.concat(nft.meta("iifname"), PROTOCOL, PORT)
 _FAMILIES = {4: "ip", 6: "ip6"}
-_ADDRESS_TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
+ADDRESS_TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
 
 
 def source_address(family: int) -> Expression:
@@ -97,7 +97,7 @@ def _sets() -> Iterator[Declaration]:
     yield Set(TABLE, GATED, ("inet_proto", "inet_service"))
     yield Set(TABLE, GATED_ON, ("ifname", "inet_proto", "inet_service"))
     yield Set(TABLE, REJECTS, ("inet_proto", "inet_service"), maps_to="verdict")
-    for family, address in _ADDRESS_TYPES.items():
+    for family, address in ADDRESS_TYPES.items():
         yield Set(TABLE, KNOCKING[family], address, ("timeout",), MAX_KNOCKING)
         yield Set(TABLE, FLOODING[family], address, ("timeout",), MAX_FLOODING)
         yield Set(TABLE, GRANTS[family], (address, "inet_proto", "inet_service"), ("timeout",), MAX_GRANTS)

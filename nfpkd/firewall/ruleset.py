@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from nfpkd.firewall import layout, nft
-from nfpkd.firewall.doors import Door, Mode, door_of
+from nfpkd.firewall.doors import Door, Mode, door_of, usual_door
 from nfpkd.firewall.layout import TABLE
 from nfpkd.firewall.nft import Expression, Json, Transaction
 from nfpkd.firewall.state import Grant, Place, Session, State, family_of
@@ -51,7 +51,8 @@ class Ruleset:
             return False
         if grant.interface and grant.interface not in rule.interfaces:
             return False
-        now, then = door_of(rule, family_of(grant.source)), grant.door or Door(*_USUAL[family_of(grant.source)])
+        family = family_of(grant.source)
+        now, then = door_of(rule, family), grant.door or usual_door(family)
         if then.mode is Mode.EXTEND and (now.mode is not Mode.EXTEND or now.window < then.window):
             # Traffic would renew it for ever, to a window that no rule has any more.
             return False
@@ -59,9 +60,6 @@ class Ruleset:
 
     def guards(self, service: Service) -> bool:
         return service in self.gated or any(place.service == service for place in self.gated_on)
-
-
-_USUAL = {4: (4, 32), 6: (6, 128)}
 
 
 def compile_ruleset(rules: Iterable[Rule], options: Options) -> Ruleset:

@@ -45,8 +45,7 @@ class Grant(NamedTuple):
     @property
     def who(self) -> str:
         """Who is let in, as a person would write it: an address, or a network."""
-        wide = self.door is not None and self.door.prefix < (32 if self.door.family == 4 else 128)
-        return f"{self.source}/{self.door.prefix}" if self.door and wide else self.source
+        return f"{self.source}/{self.door.prefix}" if self.door and self.door.is_wide else self.source
 
     def lets_in(self, address: str) -> bool:
         """Tell whether *address*, numeric, is the one or among those that are let in."""

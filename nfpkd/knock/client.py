@@ -19,6 +19,11 @@ class SentKnock(NamedTuple):
     port: int
 
 
+def make_knock(key: Secret, tag: bytes, port: int) -> bytes:
+    """Return a fresh knock to *port*, stamped now."""
+    return encode_knock(key.reveal(), tag, port, int(time.time()), secrets.token_bytes(RANDOM_LENGTH))
+
+
 def send_knock(
     host: str,
     key: Secret,
@@ -42,7 +47,7 @@ def send_knock(
         reason = error.strerror if isinstance(error, OSError) else "not a host name"
         raise KnockError(f"cannot find the host {host!r}: {reason}") from None
     address_family, kind, protocol, _, address = found[0]
-    payload = encode_knock(key.reveal(), tag, port, int(time.time()), secrets.token_bytes(RANDOM_LENGTH))
+    payload = make_knock(key, tag, port)
     try:
         with socket.socket(address_family, kind, protocol) as sock:
             sock.sendto(payload, address)

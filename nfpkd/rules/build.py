@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from nfpkd.errors import Problem, RulesError
 from nfpkd.rules import model, schema
 from nfpkd.rules.model import (
+    CONNECTION_PROTOCOLS,
     Network,
     PortRange,
     Prefixes,
@@ -29,7 +30,6 @@ from nfpkd.rules.positions import Document, Path
 _T = TypeVar("_T")
 
 ANY_PROTOCOL = tuple(Protocol)
-CONNECTION_PROTOCOLS = {Protocol.TCP, Protocol.DCCP, Protocol.SCTP}
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
@@ -133,7 +133,7 @@ class _Builder:
             self._fault(("close-command",), 'cannot follow a window that traffic renews; not together with "extend"')
         if rule.once and rule.extend:
             self._fault(("extend",), 'renews what "once" ends at the first connection; give one of the two')
-        if rule.once and not set(rule.protocols) <= CONNECTION_PROTOCOLS:
+        if rule.once and not set(rule.protocols) <= set(CONNECTION_PROTOCOLS):
             names = ", ".join(sorted(protocol.label for protocol in CONNECTION_PROTOCOLS))
             self._fault(("once",), f'needs a "protocol" with connections: {names}')
 

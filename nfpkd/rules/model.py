@@ -39,6 +39,10 @@ class Protocol(enum.IntEnum):
         return self.name.lower()
 
 
+# Those whose packets belong to connections, which conntrack knows as established.
+CONNECTION_PROTOCOLS = (Protocol.TCP, Protocol.DCCP, Protocol.SCTP)
+
+
 class Reject(enum.Enum):
     """What a packet without a grant gets."""
 

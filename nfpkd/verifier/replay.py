@@ -98,13 +98,11 @@ class ReplayBook:
         self._seen: list[tuple[KeyId, int, bytes]] = []
         self._cutoffs: dict[KeyId, int] = {}
 
-    def begin_after(self, key: KeyId, cutoff: int) -> bool:
-        """Refuse what was stamped up to *cutoff* with *key*, if the key has no memory; return whether it had none."""
-        if key in self._memories:
-            return False
-        self._memories[key] = ReplayMemory(cutoff=cutoff)
-        self._cutoffs[key] = cutoff
-        return True
+    def begin_after(self, key: KeyId, cutoff: int) -> None:
+        """Refuse what was stamped up to *cutoff* with *key*, if the key has no memory."""
+        if key not in self._memories:
+            self._memories[key] = ReplayMemory(cutoff=cutoff)
+            self._cutoffs[key] = cutoff
 
     def admit(self, key: KeyId, digest: bytes, time: int, oldest_valid: float) -> Freshness:
         """As `ReplayMemory.admit`, for one of the keys."""

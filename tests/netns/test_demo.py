@@ -5,7 +5,8 @@ import pytest
 from nfpkd.demo import story
 from nfpkd.demo.namespaces import Namespace, _ip
 from nfpkd.errors import KernelError
-from nfpkd.knock.wire import encode_knock
+from nfpkd.knock.client import make_knock
+from nfpkd.rules.model import Secret
 
 
 def test_the_demo_tells_what_it_saw() -> None:
@@ -19,10 +20,10 @@ def test_the_demo_tells_what_it_saw() -> None:
 
 
 def test_a_step_that_fails_fails_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    def knock_with_another_key(*arguments: object) -> bytes:
-        return encode_knock(bytes(40), *arguments[1:])  # type: ignore[arg-type]
+    def knock_with_another_key(_: Secret, tag: bytes, port: int) -> bytes:
+        return make_knock(Secret(bytes(40)), tag, port)
 
-    monkeypatch.setattr(story, "encode_knock", knock_with_another_key)
+    monkeypatch.setattr(story, "make_knock", knock_with_another_key)
     lines: list[str] = []
     assert not story.tell(lines.append)
     assert lines[-1].startswith("   NOT AS IT SHOULD BE: port 2222: no answer")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from nfpkd.firewall.ruleset import Options
 from nfpkd.knock.wire import RANDOM_LENGTH
-from nfpkd.rules.build import CONNECTION_PROTOCOLS
 from nfpkd.rules.model import (
+    CONNECTION_PROTOCOLS,
     KEY_LENGTH,
     MAX_WINDOW,
     TAG_LENGTH,
