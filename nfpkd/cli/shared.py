@@ -54,7 +54,7 @@ source_limit_option = click.option(
     show_default=True,
     show_envvar=True,
     metavar="N",
-    help="How many knock-shaped packets a second one source may send (IPv4 /32, IPv6 /64).",
+    help="How many packets a second one source may have judged or held back (IPv4 /32, IPv6 /64).",
 )
 strict_modes_option = click.option(
     "--strict-modes/--no-strict-modes",

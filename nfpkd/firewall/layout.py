@@ -40,6 +40,9 @@ SESSIONS = {4: "sessions4", 6: "sessions6"}
 KNOCKING = {4: "knocking4", 6: "knocking6"}
 FLOODING = {4: "flooding4", 6: "flooding6"}
 
+# What packets fill, and no command needs to read.
+TRANSIENT = frozenset({*KNOCKING.values(), *FLOODING.values()})
+
 # Chains whose rules are data, made anew where they differ
 TAGS = "tags"
 VERIFY = "verify"
@@ -57,11 +60,12 @@ MAX_GRANTS = 1_000_000
 MAX_KNOCKING = 65_536
 # The same for the limit: sources that find no room are not limited.
 MAX_FLOODING = 65_536
-FLOODING_TIMEOUT = 10
+# By then a source has its whole burst again, remembered or not.
+FLOODING_TIMEOUT = 2
 MAX_SESSIONS = 65_536
 
-# Knock-shaped packets a second from one source, IPv4 /32 or IPv6 /64: 20 clients
-# behind one address may knock at once, and a flood gets no further than this.
+# Packets a second that one source, IPv4 /32 or IPv6 /64, may have judged or held: ten
+# clients behind one address may knock and connect at once, and a flood gets no further.
 DEFAULT_SOURCE_LIMIT = 20
 
 REFUSALS = {
@@ -104,7 +108,7 @@ def _sets() -> Iterator[Declaration]:
         session = (address, "inet_service", "inet_proto", "inet_service")
         yield Set(TABLE, SESSIONS[family], session, ("timeout",), MAX_SESSIONS)
     yield Counter(TABLE, "knocks", "knock-shaped packets handed to the verifier")
-    yield Counter(TABLE, "limited", "knock-shaped packets over the limit of their source")
+    yield Counter(TABLE, "limited", "packets for the verifier over the limit of their source")
     yield Counter(TABLE, "held", "first packets that waited behind a knock")
     yield Counter(TABLE, "admitted", "packets let in by a grant")
     yield Counter(TABLE, "refused", "packets refused at a gate")
@@ -146,14 +150,16 @@ def _rules(source_limit: int) -> Iterator[Rule]:
     yield rule("waiting", "to a guarded port", gated, nft.goto("hold"))
     yield rule("waiting", "to a guarded port", gated_on, nft.goto("hold"))
 
-    for family in _FAMILIES:
-        source = source_address(family)
-        if family == 6:
-            source = nft.masked(source, _SUBSCRIBER6)
-        counted = nft.element(source, timeout=FLOODING_TIMEOUT)
-        over = nft.over_limit(source_limit, source_limit)
-        flooding = nft.update(FLOODING[family], counted, over)
-        yield rule("knock", "too many from one source", flooding, nft.count("limited"), nft.RETURN)
+    def limited(chain: str) -> Iterator[Rule]:
+        for family in _FAMILIES:
+            source = source_address(family)
+            if family == 6:
+                source = nft.masked(source, _SUBSCRIBER6)
+            counted = nft.element(source, timeout=FLOODING_TIMEOUT)
+            flooding = nft.update(FLOODING[family], counted, nft.over_limit(source_limit, source_limit))
+            yield rule(chain, "too many from one source", flooding, nft.count("limited"), nft.RETURN)
+
+    yield from limited("knock")
     yield rule("knock", "ask the verifier", nft.count("knocks"))
     for family in _FAMILIES:
         # A rule of its own: on a full set, update ends the rule it stands in.
@@ -161,6 +167,8 @@ def _rules(source_limit: int) -> Iterator[Rule]:
         yield rule("knock", "note who knocks", nft.update(KNOCKING[family], noted))
     yield rule("knock", "ask the verifier", nft.goto(VERIFY))
     yield rule("hold", "not for this host", not_local, nft.RETURN)
+    # Or whoever knocks once could have as many first packets queued as they like.
+    yield from limited("hold")
     yield rule("hold", "wait for the verdict on the knock", nft.count("held"), nft.goto(VERIFY))
 
     yield rule("guard", "guarded ports", gated, nft.goto("gate"))

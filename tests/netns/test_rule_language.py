@@ -133,6 +133,20 @@ def test_one_flooding_source_does_not_crowd_out_another(network: Network, action
         run.wait_for("knock accepted")
 
 
+def test_a_knock_does_not_bring_a_flood_of_first_packets_along(network: Network, actions: Actions) -> None:
+    """What waits behind a knock waits in the verifier's queue, where it must not crowd out others."""
+    actions.write("door.json", rule("door", PORT, protocol="udp"))
+    with running(network, actions), open_udp(network.client, 0, 4, STRANGERS[4]) as sock:
+        sock.sendto(b"PKD0" + bytes(52), (SERVERS[4], 4711))
+        for _ in range(1000):
+            # Each from another port, or it would be no first packet.
+            send_udp(network.client, b"hello", SERVERS[4], PORT, STRANGERS[4])
+        counters = network.state().counters
+        assert counters["knocks"].packets == 1
+        assert counters["limited"].packets > 500
+        assert counters["limited"].packets + counters["held"].packets > 900
+
+
 @FAMILIES
 @pytest.mark.parametrize(("allowed", "accepted"), [(True, True), (False, False)])
 def test_who_may_knock(network: Network, actions: Actions, family: int, allowed: bool, accepted: bool) -> None:
