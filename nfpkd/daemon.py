@@ -210,7 +210,8 @@ class Daemon:
 
     async def _wait_for_quiet(self) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while self._dirty.is_set() and time.monotonic() < deadline:
+        # Who asks by a signal has done writing.
+        while self._dirty.is_set() and self._stamps is not None and time.monotonic() < deadline:
             self._dirty.clear()
             await asyncio.sleep(QUIET_SECONDS)
         self._dirty.clear()
