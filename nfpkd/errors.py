@@ -70,4 +70,4 @@ class PacketError(NfpkdError):
 
 
 class NetlinkError(NfpkdError):
-    """The kernel's notifications are incomplete: some were lost, or cannot be read."""
+    """What the kernel tells is incomplete: some of it was lost, changed meanwhile, or cannot be read."""

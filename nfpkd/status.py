@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from nfpkd.firewall.doors import Mode
 from nfpkd.firewall.ruleset import Ruleset
 from nfpkd.firewall.state import Grant, State, family_of
-from nfpkd.rules.model import PortRange, Protocol, Reject, Service, format_tag
+from nfpkd.rules.model import PortRange, Protocol, Reject, Service
 from nfpkd.verifier.listeners import Listener
 
 _COUNTERS = {
@@ -187,7 +187,6 @@ def render_json(state: State | None, listeners: Mapping[int, Listener]) -> str:
             "queue_target": state.queue_target,
             "verifier": None if listener is None else listener._asdict(),
             "source_limit": state.source_limit,
-            "tags": sorted(map(format_tag, state.tags)),
             "guarded": [
                 {**_service_fields(service), "reject": _reject(state, service).value, "comment": comment}
                 for service, comment in sorted(state.gated.items())

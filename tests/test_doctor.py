@@ -32,7 +32,6 @@ STATE = State(
     source_limit=20,
     queue=0,
     queue_target="nft_queue",
-    tags=frozenset({b"PKD0"}),
     gated={SSH: "ssh"},
     gated_on={},
     rejects={},

@@ -53,6 +53,7 @@ LAYERS = [
         "firewall.compat",
         "firewall.kernel",
         "firewall.monitor",
+        "firewall.outline",
         "firewall.sessions",
         "firewall.firewall",
         "knock.client",

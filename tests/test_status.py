@@ -19,7 +19,6 @@ STATE = State(
     source_limit=20,
     queue=7,
     queue_target="nft_queue",
-    tags=frozenset({b"PKD0", b"\0\0\0\x01"}),
     gated={TCP22: "ssh: the door", Service(Protocol.UDP, 53): "names"},
     gated_on={Place("eth0", TCP80): "web"},
     rejects={TCP22: Reject.RESET},
@@ -37,7 +36,6 @@ EMPTY = State(
     source_limit=20,
     queue=None,
     queue_target="",
-    tags=frozenset(),
     gated={},
     gated_on={},
     rejects={},
@@ -276,7 +274,6 @@ def test_the_whole_json() -> None:
         "queue_target": "nft_queue",
         "source_limit": 20,
         "verifier": {"port_id": 4711, "waiting": 2, "queue_full": 3, "socket_full": 4},
-        "tags": ["0x00000001", "PKD0"],
         "guarded": [
             {"protocol": "tcp", "port": 22, "reject": "reset", "comment": "ssh: the door"},
             {"protocol": "udp", "port": 53, "reject": "drop", "comment": "names"},

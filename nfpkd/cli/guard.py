@@ -58,7 +58,7 @@ def apply(
     Prints what changes for ports (+ newly guarded so, - no longer) and for whoever is let in. Knocks are judged by
     `nfpkd run`; grants stay as long as their rules do.
     """
-    from nfpkd.firewall.ruleset import Options, compile_ruleset
+    from nfpkd.firewall.ruleset import Options
     from nfpkd.instance import find_instance
     from nfpkd.status import render_changes
     from nfpkd.verifier.listeners import find_queue_listeners
@@ -71,14 +71,13 @@ def apply(
     if confirm is not None and find_instance() is not None:
         raise KernelError("nfpkd is running here, and follows the rule files by itself", 'use "nfpkd run --confirm"')
     firewall = open_firewall()
-    changes = render_changes(firewall.read_state(), compile_ruleset(rules, options))
     if confirm is not None:
         _arm(confirm)
     # If it fails, what is armed stays so: whatever was done by then is undone, too.
-    sent = firewall.apply(rules, options)
-    for line in changes:
+    applied = firewall.apply(rules, options)
+    for line in render_changes(applied.held, applied.wanted):
         click.echo(line)
-    if sent:
+    if applied.sent:
         click.echo(f"guarding: {count(len(rules), 'rule')} from {actions}")
     else:
         click.echo(f"nothing to change: {count(len(rules), 'rule')} already in force")

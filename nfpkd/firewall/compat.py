@@ -17,12 +17,13 @@ import socket
 import struct
 
 from nfpkd.firewall.netlink import (
-    ATTRIBUTE,
     HEADER,
     NETLINK_NETFILTER,
     NFGENMSG,
     NFNL_SUBSYS_NFTABLES,
     NFPROTO_INET,
+    NLA_F_NESTED,
+    pack_attribute,
     pad,
 )
 
@@ -52,7 +53,6 @@ _NFTA_EXPR_DATA = 2
 _NFTA_TARGET_NAME = 1
 _NFTA_TARGET_REV = 2
 _NFTA_TARGET_INFO = 3
-_NLA_F_NESTED = 0x8000
 _NFTNL_UDATA_RULE_COMMENT = 0
 
 # struct xt_NFQ_info_v3: queue number, how many queues, flags; padded to 8 bytes.
@@ -73,10 +73,10 @@ class CompatQueue:
         """Ask the kernel, by a batch without an end, which it checks and then forgets."""
         table, chain = f"nfpkd-probe-{os.getpid()}", "probe"
         messages = [
-            self._message(_NFT_MSG_NEWTABLE, _attribute(_NFTA_TABLE_NAME, _text(table))),
+            self._message(_NFT_MSG_NEWTABLE, pack_attribute(_NFTA_TABLE_NAME, _text(table))),
             self._message(
                 _NFT_MSG_NEWCHAIN,
-                _attribute(_NFTA_CHAIN_TABLE, _text(table)) + _attribute(_NFTA_CHAIN_NAME, _text(chain)),
+                pack_attribute(_NFTA_CHAIN_TABLE, _text(table)) + pack_attribute(_NFTA_CHAIN_NAME, _text(chain)),
             ),
             self._message(_NFT_MSG_NEWRULE, _queue_rule(table, chain, 0, "")),
         ]
@@ -133,29 +133,24 @@ def _read_errors(answer: bytes) -> list[int]:
 
 def _queue_rule(table: str, chain: str, number: int, comment: str) -> bytes:
     target = (
-        _attribute(_NFTA_TARGET_NAME, _text("NFQUEUE"))
-        + _attribute(_NFTA_TARGET_REV, struct.pack(">I", _NFQUEUE_REVISION))
-        + _attribute(_NFTA_TARGET_INFO, _NFQUEUE_INFO.pack(number, 1, _NFQ_FLAG_BYPASS))
+        pack_attribute(_NFTA_TARGET_NAME, _text("NFQUEUE"))
+        + pack_attribute(_NFTA_TARGET_REV, struct.pack(">I", _NFQUEUE_REVISION))
+        + pack_attribute(_NFTA_TARGET_INFO, _NFQUEUE_INFO.pack(number, 1, _NFQ_FLAG_BYPASS))
     )
-    expression = _attribute(_NFTA_EXPR_NAME, _text("target")) + _nested(_NFTA_EXPR_DATA, target)
+    expression = pack_attribute(_NFTA_EXPR_NAME, _text("target")) + _nested(_NFTA_EXPR_DATA, target)
     rule = (
-        _attribute(_NFTA_RULE_TABLE, _text(table))
-        + _attribute(_NFTA_RULE_CHAIN, _text(chain))
+        pack_attribute(_NFTA_RULE_TABLE, _text(table))
+        + pack_attribute(_NFTA_RULE_CHAIN, _text(chain))
         + _nested(_NFTA_RULE_EXPRESSIONS, _nested(_NFTA_LIST_ELEM, expression))
     )
     if comment:
         value = _text(comment)
-        rule += _attribute(_NFTA_RULE_USERDATA, bytes((_NFTNL_UDATA_RULE_COMMENT, len(value))) + value)
+        rule += pack_attribute(_NFTA_RULE_USERDATA, bytes((_NFTNL_UDATA_RULE_COMMENT, len(value))) + value)
     return rule
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    length = ATTRIBUTE.size + len(value)
-    return ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
-
-
 def _nested(kind: int, value: bytes) -> bytes:
-    return _attribute(kind | _NLA_F_NESTED, value)
+    return pack_attribute(kind | NLA_F_NESTED, value)
 
 
 def _text(text: str) -> bytes:

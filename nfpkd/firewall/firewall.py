@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from nfpkd.errors import KernelError
-from nfpkd.firewall import nft
+from nfpkd.firewall import layout, nft
 from nfpkd.firewall.kernel import Kernel
 from nfpkd.firewall.layout import TABLE
 from nfpkd.firewall.nft import Table, Transaction
 from nfpkd.firewall.ruleset import (
     Options,
+    Ruleset,
     compile_ruleset,
     delete_grants,
     delete_table,
     guard_first,
+    kept_grants,
+    missing_grants,
     renew_grants,
     transaction_to,
 )
@@ -26,6 +30,18 @@ from nfpkd.rules.model import Rule
 _ATTEMPTS = 3
 
 
+class Applied(NamedTuple):
+    """What an `apply` did: *sent* is empty if nothing had to be done, *held* what the kernel held before.
+
+    *grants* are those that are live now.
+    """
+
+    sent: Transaction
+    held: State | None
+    wanted: Ruleset
+    grants: tuple[Grant, ...]
+
+
 class Firewall:
     """nfpkd's table in one kernel.  It keeps no copy of it: what is true is asked of the kernel."""
 
@@ -35,7 +51,7 @@ class Firewall:
 
     def read_state(self) -> State | None:
         """Return what the kernel holds of ours, or None if there is no table; raises KernelError."""
-        listing = self._kernel.list(TABLE)
+        listing = self._kernel.survey(TABLE, layout.TRANSIENT)
         return None if listing is None else parse_state(listing)
 
     def plan(self, rules: Iterable[Rule], options: Options) -> Transaction:
@@ -46,30 +62,29 @@ class Firewall:
 
     def apply(
         self, rules: Sequence[Rule], options: Options, known: Sequence[Grant] = (), *, lost: bool = False
-    ) -> Transaction:
-        """Make the kernel hold *rules* and return what was sent, empty if nothing had to be; raises KernelError.
+    ) -> Applied:
+        """Make the kernel hold *rules*; raises KernelError.
 
         *known* are grants that should be live.  If there is no table, or if *lost* says
         that another tool had destroyed it, they are made again where they are missing.
         """
         wanted = compile_ruleset(rules, options)
         for attempt in range(_ATTEMPTS):
-            held = self.read_state()
+            before = held = self.read_state()
             first = guard_first(wanted, held)
             try:
                 if first:
                     self._kernel.apply(first)
                     held = self.read_state()
-                again = known if lost or held is None else ()
+                again = missing_grants(wanted, held, known) if lost or held is None else []
                 transaction = transaction_to(wanted, held, self._list_sessions(), again)
-                if not transaction:
-                    return transaction
-                self._kernel.apply(transaction)
+                if transaction:
+                    self._kernel.apply(transaction)
             except KernelError:
                 if attempt == _ATTEMPTS - 1:
                     raise
             else:
-                return transaction
+                return Applied(transaction, before, wanted, (*kept_grants(wanted, held), *again))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def grant(self, grants: Sequence[Grant]) -> None:
@@ -98,7 +113,7 @@ class Firewall:
 
     def teardown(self) -> bool:
         """Remove the table; return False if there was none; raises KernelError."""
-        existed = self._kernel.list(TABLE) is not None
+        existed = self.read_state() is not None
         if existed:
             self._kernel.apply(delete_table())
         return existed

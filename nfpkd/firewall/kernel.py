@@ -1,4 +1,4 @@
-"""The seam to the kernel, in three verbs; alone imports nftables."""
+"""The seam to the kernel, in four verbs; alone imports nftables."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import functools
 import json
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from nfpkd.errors import KernelError
+from nfpkd.errors import KernelError, NetlinkError
 from nfpkd.firewall import nft
 from nfpkd.firewall.compat import CompatQueue
 from nfpkd.firewall.nft import Json, Table, Transaction
+from nfpkd.firewall.outline import read_outline
 from nfpkd.privileges import CAP_NET_ADMIN
 
 _PRIVILEGE_REMEDY = "nfpkd needs CAP_NET_ADMIN: run it with sudo"
@@ -22,6 +23,8 @@ _QUEUE_REMEDY = (
     "(on Debian they are in linux-image-amd64, not in the cloud kernel)"
 )
 
+# What is read in parts is read again if it changed in between.
+_ATTEMPTS = 5
 
 # Spelled out here because the verb `list` hides the type inside the classes below.
 Listing = list[Json]
@@ -40,6 +43,14 @@ class Kernel(Protocol):
 
     def list(self, table: Table) -> Listing | None:
         """Return the objects of *table* as nft lists them, or None if there is no such table."""
+        ...
+
+    def survey(self, table: Table, passed_over: Collection[str]) -> Listing | None:
+        """Return what `list` does, in no time: sets *passed_over* come without their elements.
+
+        Of chains, sets and rules only what tells them apart is listed: names and comments,
+        and of what statements are only what they are called.
+        """
         ...
 
 
@@ -98,6 +109,30 @@ class NftablesKernel:
                 if any(entry.get("chain", {}).items() >= owner.items() for entry in self.read("chains")):
                     raise
                 return None
+
+    def survey(self, table: Table, passed_over: Collection[str]) -> Listing | None:
+        with self._lock:
+            for left in reversed(range(_ATTEMPTS)):
+                try:
+                    return self._survey(table, passed_over)
+                except (NetlinkError, KernelError) as error:
+                    # Somebody changed it meanwhile.
+                    if not left:
+                        raise KernelError(f"the table cannot be read: {error}") from None
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _survey(self, table: Table, passed_over: Collection[str]) -> Listing | None:
+        try:
+            outline = read_outline(table)
+        except OSError as error:
+            raise _refusal(error.strerror or str(error)) from None
+        for entry in outline or ():
+            for kind in entry.keys() & {"set", "map"}:
+                name = entry[kind]["name"]
+                if name not in passed_over:
+                    (listed,) = (found for found in self._ask(nft.list_set(table, kind, name)) if kind in found)
+                    entry[kind] = listed[kind]
+        return outline
 
     def read(self, kind: str, described: Json | None = None) -> Listing:
         """Return what ``nft list KIND`` shows, of any table; raises KernelError.

@@ -22,18 +22,17 @@ from typing import NamedTuple
 
 from nfpkd.errors import KernelError, NetlinkError
 from nfpkd.firewall.netlink import (
-    ATTRIBUTE,
-    HEADER,
     NETLINK_NETFILTER,
     NFGENMSG,
     NFNL_SUBSYS_NFTABLES,
     NFPROTO_INET,
-    pad,
+    iterate_attributes,
+    iterate_messages,
+    text_of,
 )
 from nfpkd.firewall.nft import Table
 
 _NUMBER = struct.Struct(">I")
-_ATTRIBUTE_TYPE = 0x3FFF
 
 _NFNLGRP_NFTABLES = 7
 
@@ -211,16 +210,9 @@ class TableMonitor:
 
 def parse_notifications_untrusted(data: bytes) -> Iterator[Touch | End]:
     """Yield what the messages in *data* tell of nf_tables; raises NetlinkError if they are not what they should be."""
-    offset = 0
-    while offset < len(data):
-        if offset + HEADER.size > len(data):
-            raise NetlinkError("a message is cut off")
-        length, kind, _, _, sender = HEADER.unpack_from(data, offset)
-        if length < HEADER.size or offset + length > len(data):
-            raise NetlinkError("a message has the wrong length")
+    for kind, _, sender, body in iterate_messages(data):
         if kind >> 8 == NFNL_SUBSYS_NFTABLES:
-            yield from _parse_message(kind & 0xFF, sender, data[offset + HEADER.size : offset + length])
-        offset += pad(length)
+            yield from _parse_message(kind & 0xFF, sender, body)
 
 
 def _parse_message(kind: int, sender: int, body: bytes) -> Iterator[Touch | End]:
@@ -228,31 +220,15 @@ def _parse_message(kind: int, sender: int, body: bytes) -> Iterator[Touch | End]
         raise NetlinkError("a message is cut off")
     family, _, _ = NFGENMSG.unpack_from(body)
     if kind == _NFT_MSG_NEWGEN:
-        attributes = _parse_attributes(body)
+        attributes = dict(iterate_attributes(body, NFGENMSG.size))
         pid = attributes.get(_NFTA_GEN_PROC_PID, b"")
         if len(pid) != _NUMBER.size:
             raise NetlinkError("a transaction has no maker")
-        yield End(_NUMBER.unpack(pid)[0], _text(attributes.get(_NFTA_GEN_PROC_NAME, b"")))
+        yield End(_NUMBER.unpack(pid)[0], text_of(attributes.get(_NFTA_GEN_PROC_NAME, b"")))
     elif kind in _VERBS and family == NFPROTO_INET:
         verb, name = _VERBS[kind]
-        attributes = _parse_attributes(body)
+        attributes = dict(iterate_attributes(body, NFGENMSG.size))
         if _NFTA_TABLE not in attributes:
             raise NetlinkError("a message names no table")
-        table = Table("inet", _text(attributes[_NFTA_TABLE]))
-        yield Touch(table, verb, _text(attributes.get(name, b"")), sender)
-
-
-def _parse_attributes(body: bytes) -> dict[int, bytes]:
-    attributes = {}
-    offset = NFGENMSG.size
-    while offset + ATTRIBUTE.size <= len(body):
-        length, kind = ATTRIBUTE.unpack_from(body, offset)
-        if length < ATTRIBUTE.size or offset + length > len(body):
-            raise NetlinkError("an attribute has the wrong length")
-        attributes[kind & _ATTRIBUTE_TYPE] = body[offset + ATTRIBUTE.size : offset + length]
-        offset += pad(length)
-    return attributes
-
-
-def _text(value: bytes) -> str:
-    return value.split(b"\0", 1)[0].decode(errors="replace")
+        table = Table("inet", text_of(attributes[_NFTA_TABLE]))
+        yield Touch(table, verb, text_of(attributes.get(name, b"")), sender)

@@ -16,6 +16,9 @@ Sources: linux/netlink.h, linux/netfilter/nfnetlink.h.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+
+from nfpkd.errors import NetlinkError
 
 HEADER = struct.Struct("=IHHII")
 NFGENMSG = struct.Struct("=BBH")
@@ -25,7 +28,43 @@ NETLINK_NETFILTER = 12
 NFNL_SUBSYS_NFTABLES = 10
 NFPROTO_INET = 1
 
+NLA_F_NESTED = 0x8000
+_ATTRIBUTE_TYPE = 0x3FFF
+
 
 def pad(length: int) -> int:
     """Return *length* rounded up to the 4 bytes that messages and attributes are aligned to."""
     return (length + 3) & ~3
+
+
+def pack_attribute(kind: int, value: bytes) -> bytes:
+    length = ATTRIBUTE.size + len(value)
+    return ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
+
+
+def iterate_messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield type, flags, sender and body of each message in *data*; raises NetlinkError for a wrong length."""
+    offset = 0
+    while offset < len(data):
+        if offset + HEADER.size > len(data):
+            raise NetlinkError("a message is cut off")
+        length, kind, flags, _, sender = HEADER.unpack_from(data, offset)
+        if length < HEADER.size or offset + length > len(data):
+            raise NetlinkError("a message has the wrong length")
+        yield kind, flags, sender, data[offset + HEADER.size : offset + length]
+        offset += pad(length)
+
+
+def iterate_attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield type and value of each attribute in *data* from *offset* on; raises NetlinkError for a wrong length."""
+    while offset + ATTRIBUTE.size <= len(data):
+        length, kind = ATTRIBUTE.unpack_from(data, offset)
+        if length < ATTRIBUTE.size or offset + length > len(data):
+            raise NetlinkError("an attribute has the wrong length")
+        yield kind & _ATTRIBUTE_TYPE, data[offset + ATTRIBUTE.size : offset + length]
+        offset += pad(length)
+
+
+def text_of(value: bytes) -> str:
+    """Return the text of a zero-terminated string."""
+    return value.split(b"\0", 1)[0].decode(errors="replace")

@@ -119,6 +119,11 @@ def list_table(table: Table) -> Json:
     return {"list": {"table": table._asdict()}}
 
 
+def list_set(table: Table, kind: str, name: str) -> Json:
+    """*kind* is ``set`` or ``map``."""
+    return {"list": {kind: _in(table, name=name)}}
+
+
 def add(declaration: Declaration) -> Json:
     return {"add": declaration.to_json()}
 

@@ -111,20 +111,18 @@ def _join_labels(labels: Sequence[str]) -> str:
 
 
 def transaction_to(
-    wanted: Ruleset, held: State | None, sessions: Iterable[Session] = (), lost: Iterable[Grant] = ()
+    wanted: Ruleset, held: State | None, sessions: Iterable[Session] = (), lost: Sequence[Grant] = ()
 ) -> Transaction:
     """Return the transaction after which the kernel holds *wanted*; *held* is what it holds now.
 
     It carries only the difference: a flush and refill would let packets through
     while it runs.  Grants stay, with their remaining time, as long as their rule
     does.  *sessions* are the connections that are open now; those to
-    services which were not guarded before go on.  *lost* are grants that another
-    tool destroyed; what the rules still keep of them is made again.
+    services which were not guarded before go on.  *lost* are `missing_grants`, which are made again.
     """
-    lost = [grant for grant in _missing(held, lost) if wanted.keeps(grant)]
     if held is None or not held.intact or held.source_limit != wanted.source_limit:
         return _make_table(wanted, held, sessions, lost)
-    kept = [grant for grant in held.grants if wanted.keeps(grant)]
+    kept = kept_grants(wanted, held)
     doors = wanted.doors | {grant.door for grant in (*kept, *lost) if grant.door}
     return Transaction(
         (
@@ -140,6 +138,17 @@ def transaction_to(
             *_add_grants(lost),
         )
     )
+
+
+def kept_grants(wanted: Ruleset, held: State | None) -> list[Grant]:
+    """Return the grants of *held* that stay."""
+    return [grant for grant in held.grants if wanted.keeps(grant)] if held else []
+
+
+def missing_grants(wanted: Ruleset, held: State | None, known: Iterable[Grant]) -> list[Grant]:
+    """Return what another tool destroyed of the grants *known*, as far as the rules still keep it."""
+    places = {grant.place for grant in held.grants} if held else set()
+    return [grant for grant in known if grant.place not in places and wanted.keeps(grant)]
 
 
 def guard_first(wanted: Ruleset, held: State | None) -> Transaction:
@@ -161,7 +170,7 @@ def _make_table(wanted: Ruleset, held: State | None, sessions: Iterable[Session]
     """
     open_sessions = {s: left for s, left in held.sessions if wanted.guards(s.service)} if held else {}
     open_sessions |= _newly_guarded(wanted, held, sessions)
-    kept = [*(grant for grant in (held.grants if held else ()) if wanted.keeps(grant)), *lost]
+    kept = [*kept_grants(wanted, held), *lost]
     doors = wanted.doors | {grant.door for grant in kept if grant.door}
     return Transaction(
         (
@@ -216,11 +225,6 @@ def _by_set(grants: Iterable[Grant]) -> dict[str, list[Grant]]:
     for grant in longest.values():
         by_set.setdefault(grant.set_name, []).append(grant)
     return by_set
-
-
-def _missing(held: State | None, grants: Iterable[Grant]) -> Iterator[Grant]:
-    places = {grant.place for grant in held.grants} if held else set()
-    return (grant for grant in grants if grant.place not in places)
 
 
 def _grant_key(grant: Grant) -> Expression:

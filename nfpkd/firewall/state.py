@@ -86,7 +86,6 @@ class State:
     source_limit: int
     queue: int | None
     queue_target: str
-    tags: frozenset[bytes]
     gated: dict[Service, str]
     gated_on: dict[Place, str]
     rejects: dict[Service, Reject]
@@ -103,7 +102,7 @@ def family_of(address: str) -> int:
 
 
 def parse_state(listing: Iterable[Json]) -> State:
-    """Return the state that ``list table`` shows, *listing* being the objects in its answer."""
+    """Return the state that `Kernel.survey`, or `Kernel.list`, shows."""
     sets: dict[str, list[Any]] = {}
     rules: dict[str, list[Json]] = {}
     counters = {}
@@ -122,14 +121,12 @@ def parse_state(listing: Iterable[Json]) -> State:
     foreign: list[Any] = []
     grants = [grant for name, door in doors.items() for grant in _read_ours(_grant_reader(door), sets[name], foreign)]
     sessions = [listed for name in layout.SESSIONS.values() for listed in sets.get(name, [])]
-    tags = _read_ours(_read_tags, rules.get(layout.TAGS, []), foreign)
     return State(
         gated=dict(_read_ours(_read_gated, sets.get(layout.GATED, []), foreign)),
         gated_on=dict(_read_ours(_read_gated_on, sets.get(layout.GATED_ON, []), foreign)),
         rejects=dict(_read_ours(_read_reject, sets.get(layout.REJECTS, []), foreign)),
         grants=tuple(grants),
         sessions=tuple(_read_ours(_read_session, sessions, foreign)),
-        tags=frozenset().union(*tags),
         doors=frozenset(door for door in doors.values() if not door.is_usual),
         chains={chain: comments.get(chain, ()) for chain in layout.DATA_CHAINS},
         queue=queue,
@@ -172,13 +169,6 @@ def _parse_queue(rules: list[Json]) -> tuple[int | None, str]:
             native = any("queue" in statement for statement in rule["expr"])
             return int(found[1]), "nft_queue" if native else "nft_compat"
     return None, ""
-
-
-def _read_tags(rule: Json) -> frozenset[bytes]:
-    # The last match is the tags'; one in front of it may be for the knock's port.
-    members = [statement for statement in rule["expr"] if "match" in statement][-1]["match"]["right"]
-    values = members["set"] if isinstance(members, dict) else [members]
-    return frozenset(value.to_bytes(4, "big") for value in values)
 
 
 def _read_gated(listed: Any) -> tuple[Service, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 import time
@@ -70,13 +69,11 @@ class Verifier:
 
     def enforce(self, rules: tuple[Rule, ...]) -> None:
         """Guard and judge by *rules* from now on, or go on as before; raises KernelError."""
-        self._firewall.apply(rules, self._options, self._ledger.live(time.monotonic()))
+        applied = self._firewall.apply(rules, self._options, self._ledger.live(time.monotonic()))
+        self._ledger.adopt(applied.grants, time.monotonic())
         self._judge.replace_rules(rules)
         self._has_interfaces = any(rule.interfaces for rule in rules)
         self._rules = rules
-        # The rules are in force by now: what cannot be read must not undo half of that.
-        with contextlib.suppress(KernelError):
-            self._adopt_grants()
 
     def repair(self, seen: str, by: str = "", pid: int = 0, *, lost: bool = False) -> bool:
         """Make the kernel hold again what it should; return whether it did not; raises KernelError.
@@ -84,13 +81,13 @@ class Verifier:
         *seen* is what another tool did, *by* whom; *lost* says that it took grants along.
         """
         known = self._ledger.live(time.monotonic())
-        sent = self._firewall.apply(self._rules, self._options, known, lost=lost)
-        if sent:
+        applied = self._firewall.apply(self._rules, self._options, known, lost=lost)
+        self._ledger.adopt(applied.grants, time.monotonic())
+        if applied.sent:
             text = "the table was changed from outside and has been restored"
             maker = {"by": by, "pid": pid} if by else {}
             log_event(logging.WARNING, "repaired", text, seen=seen, **maker)
-        self._adopt_grants()
-        return bool(sent)
+        return bool(applied.sent)
 
     def note_taken(self, set_names: Collection[str]) -> None:
         """Somebody else took elements out of these sets: until they are read again, none of theirs is certain."""

@@ -572,6 +572,36 @@ def test_check_refuses_what_apply_refuses(kernel: Kernel, refused: Json) -> None
         kernel.check(Transaction((refused,)))
 
 
+def test_a_survey_tells_what_a_listing_tells_but_for_the_elements_passed_over(kernel: Kernel) -> None:
+    sources = nft.anonymous_set(["192.0.2.1", "192.0.2.2"])
+    more = (
+        rule(nft.match(SOURCE, sources), nft.count("hits"), nft.ACCEPT, comment="all"),
+        rule(nft.queue_bypass(1), chain="second", comment="queue 1"),
+    )
+    apply(kernel, *MADE, *HELD, add("sources6", nft.element("2001:db8::", timeout=60)), *more)
+    surveyed = kernel.survey(CONTRACT, {"sources6"})
+    assert surveyed is not None
+
+    def named(kind: str) -> dict[str, Json]:
+        return {entry[kind]["name"]: entry[kind] for entry in surveyed if kind in entry}
+
+    for kind in ("set", "map", "counter"):
+        assert named(kind).keys() == described(kernel, kind).keys()
+    for name, found in (named("set") | named("map")).items():
+        assert found.get("elem") == (None if name == "sources6" else elements(kernel, name) or None)
+    assert elements(kernel, "sources6")
+    assert named("counter")["hits"].items() >= {"packets": 0, "bytes": 0}.items()
+    rules = [entry["rule"] for entry in surveyed if "rule" in entry]
+    listed = [entry["rule"] for entry in listing(kernel) if "rule" in entry]
+    assert [(r["chain"], r.get("comment")) for r in rules] == [(r["chain"], r.get("comment")) for r in listed]
+
+
+def test_a_table_that_is_not_there_is_not_surveyed(kernel: Kernel) -> None:
+    assert kernel.survey(MISSING, ()) is None
+    apply(kernel, nft.add_table(CONTRACT))
+    assert kernel.survey(CONTRACT, ()) == []
+
+
 def test_check_changes_nothing(kernel: Kernel) -> None:
     kernel.check(Transaction(MADE))
     assert kernel.list(CONTRACT) is None

@@ -46,7 +46,7 @@ def test_what_was_torn_down_comes_back(kernel: Kernel, queue: int) -> None:
     # A second may have passed on the real kernel.
     assert {grant._replace(expires=0) for grant in after.grants} == {g._replace(expires=0) for g in before.grants}
     assert replace(after, grants=()) == replace(before, grants=())
-    assert not firewall.apply(RULES, Options(queue, ("lo",), 30))
+    assert not firewall.apply(RULES, Options(queue, ("lo",), 30)).sent
 
 
 def test_where_there_was_nothing_there_is_nothing_again(kernel: Kernel) -> None:

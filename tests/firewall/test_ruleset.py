@@ -40,7 +40,6 @@ def held(ruleset: Ruleset, **changes: Any) -> State:
         source_limit=ruleset.source_limit,
         queue=0,
         queue_target="nft_queue",
-        tags=frozenset(),
         gated=dict(ruleset.gated),
         gated_on=dict(ruleset.gated_on),
         rejects=dict(ruleset.rejects),

@@ -33,7 +33,7 @@ def kernel() -> FakeKernel:
 
 
 def state(kernel: FakeKernel) -> State:
-    listing = kernel.list(TABLE)
+    listing = kernel.survey(TABLE, layout.TRANSIENT)
     assert listing is not None
     return parse_state(listing)
 
@@ -52,7 +52,6 @@ def test_what_is_listed_is_what_was_compiled(rules: list[NfpkdRule], options: Op
     assert found.intact
     assert (found.queue, found.queue_target) == (options.queue, "nft_queue" if native else "nft_compat")
     assert found.source_limit == options.source_limit
-    assert found.tags == {rule.tag for rule in rules}
     assert (found.gated, found.gated_on, found.rejects) == (wanted.gated, wanted.gated_on, wanted.rejects)
     assert found.doors == wanted.doors
     for chain, expected in wanted.chains.items():
@@ -125,11 +124,6 @@ def test_a_rule_that_queues_nothing_is_no_queue_rule(kernel: FakeKernel) -> None
     assert found.queue is None
 
 
-def test_without_a_tag_rule_there_are_no_tags(kernel: FakeKernel) -> None:
-    found = change(kernel, nft.flush_chain(TABLE, layout.TAGS))
-    assert (found.tags, found.intact) == (frozenset(), True)
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -150,7 +144,7 @@ def test_an_empty_table_is_not_intact() -> None:
     kernel = FakeKernel()
     found = change(kernel, nft.add_table(TABLE))
     assert not found.intact
-    assert (found.queue, found.tags, found.gated, found.grants) == (None, frozenset(), {}, ())
+    assert (found.queue, found.gated, found.grants) == (None, {}, ())
     assert (found.source_limit, found.doors, set(found.chains.values())) == (0, frozenset(), {()})
 
 

@@ -6,7 +6,7 @@ import ipaddress
 import json
 import math
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -64,6 +64,10 @@ class FakeKernel:
     def list(self, table: Table) -> Listing | None:
         found = self._alive().get(table)
         return None if found is None else list(_list_table(table, found, self.now, self._has_queue_statement))
+
+    def survey(self, table: Table, passed_over: Collection[str]) -> Listing | None:
+        listing = self.list(table)
+        return None if listing is None else [found for entry in listing if (found := _outline(entry, passed_over))]
 
     def _alive(self) -> dict[Table, _Table]:
         return {name: table.copy_alive(self.now) for name, table in self._tables.items()}
@@ -415,6 +419,19 @@ def _list_table(name: Table, table: _Table, now: float, has_queue_statement: boo
             yield {
                 "rule": {**rule, "handle": 1, "expr": [_list_statement(s, has_queue_statement) for s in rule["expr"]]}
             }
+
+
+def _outline(entry: Json, passed_over: Collection[str]) -> Json:
+    """Return what a survey says of one entry of a listing; nothing if nothing."""
+    match entry:
+        case {"counter": _}:
+            return entry
+        case {"set": found} | {"map": found}:
+            return {kind: {"name": found["name"]} for kind in entry} if found["name"] in passed_over else entry
+        case {"rule": {"chain": chain, "expr": expr, **more}}:
+            comment = {"comment": more["comment"]} if "comment" in more else {}
+            return {"rule": {"chain": chain, **comment, "expr": [dict.fromkeys(s) for s in expr]}}
+    return {}
 
 
 def _list_element(element: _Element, now: float) -> Expression:
