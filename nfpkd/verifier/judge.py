@@ -20,6 +20,8 @@ from nfpkd.verifier.packet import Datagram
 from nfpkd.verifier.ratelimit import TokenBucket
 from nfpkd.verifier.replay import EVERYTHING_CUT_OFF, Freshness, KeyId, ReplayBook, identify_key
 
+_PORTS = range(1, 65_536)
+
 
 class Outcome(enum.Enum):
     """What became of a knock for one rule; the value is the word for it in logs and counters."""
@@ -41,6 +43,13 @@ class Judgement(NamedTuple):
     rule: Rule
     outcome: Outcome
     clock_offset: int
+
+
+class Translated(NamedTuple):
+    """A knock for *rule* that was sent to *port*, and arrived at another: something on the way translates ports."""
+
+    rule: Rule
+    port: int
 
 
 class _Opening(NamedTuple):
@@ -130,6 +139,27 @@ class Judge:
             if openings:
                 return self._judge_authentic(candidate, openings, knock, datagram.source, wall, now)
         return []
+
+    def find_translated(self, datagram: Datagram, wall: int) -> Translated | None:
+        """Return how a datagram that is no knock would be one at another port, or None.
+
+        Every port is tried, which takes some 50 ms for each key: not for every
+        datagram that anybody sends.  Only stamps that are good now are looked at.
+        """
+        try:
+            knock = decode_knock_untrusted(datagram.payload)
+        except WireError:
+            return None
+        for candidate in self._candidates.get(knock.tag, ()):
+            if abs(knock.time - wall) > self._skews[candidate.key]:
+                continue
+            for port in _PORTS:
+                # What fits the port it arrived at is taken elsewhere: at other ports, or by another interface.
+                if port != datagram.port and hmac.compare_digest(
+                    make_digest(knock.header, port, candidate.key), knock.digest
+                ):
+                    return Translated(candidate.openings[0].rule, port)
+        return None
 
     @staticmethod
     def _authenticate(candidate: _Candidate, knock: Knock, port: int) -> Iterable[_Opening]:

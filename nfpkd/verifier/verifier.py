@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import time
 from collections.abc import Collection, Sequence
@@ -19,6 +20,9 @@ from nfpkd.verifier.judge import Judge, Judgement, Outcome
 from nfpkd.verifier.ledger import GrantLedger
 from nfpkd.verifier.packet import Datagram, decode_datagram_untrusted
 from nfpkd.verifier.replay import Changes, ReplayBook
+
+# How often a datagram that is no knock is looked into, if such are logged at all.
+SEARCH_EVERY_SECONDS = 10.0
 
 
 class Opened(NamedTuple):
@@ -62,6 +66,7 @@ class Verifier:
         self._judged: list[tuple[str, Judgement]] = []
         self._has_interfaces = False
         self._ledger = GrantLedger()
+        self._next_search = -math.inf
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -119,7 +124,7 @@ class Verifier:
         judgements = self._judge.judge(datagram, int(time.time()), time.monotonic(), name)
         if not judgements:
             self.commit()
-            _log_mismatch(datagram)
+            self._log_mismatch(datagram)
             return True
         source = _format_address(datagram.source)
         self._judged.extend((source, judgement) for judgement in judgements)
@@ -181,6 +186,28 @@ class Verifier:
             self._ledger.adopt(state.grants, time.monotonic())
         return state is not None
 
+    def _log_mismatch(self, datagram: Datagram) -> None:
+        # Anybody can send these; only who asks for them pays for their lines.
+        if len(datagram.payload) != PAYLOAD_LENGTH or not is_logged(logging.DEBUG):
+            return
+        source = _format_address(datagram.source)
+        log_event(logging.DEBUG, "not_a_knock", "digest mismatch", source=source, port=datagram.port)
+        now = time.monotonic()
+        if now < self._next_search:
+            return
+        self._next_search = now + SEARCH_EVERY_SECONDS
+        sent = self._judge.find_translated(datagram, int(time.time()))
+        if sent is not None:
+            log_event(
+                logging.WARNING,
+                "knock_refused",
+                f"knock refused: it was sent to port {sent.port} and arrived at port {datagram.port}: something on the way "
+                "translates ports; knock at one that it leaves alone",
+                rule=sent.rule.name,
+                source=source,
+                reason="port_translated",
+            )
+
     def _grant(self, grants: list[Grant]) -> None:
         try:
             self._firewall.grant(grants)
@@ -213,13 +240,6 @@ def _log_accepted(knock: Opened) -> None:
         opens=rule.describe_services(),
         seconds=rule.window,
     )
-
-
-def _log_mismatch(datagram: Datagram) -> None:
-    # Anybody can send these; only who asks for them pays for their lines.
-    if len(datagram.payload) == PAYLOAD_LENGTH and is_logged(logging.DEBUG):
-        source = _format_address(datagram.source)
-        log_event(logging.DEBUG, "not_a_knock", "digest mismatch", source=source, port=datagram.port)
 
 
 _REASONS = {

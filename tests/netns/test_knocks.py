@@ -89,6 +89,16 @@ def test_a_knock_is_consumed_and_what_only_looks_like_one_goes_on(network: Netwo
         assert receives(server) is None
 
 
+def test_a_port_that_is_translated_on_the_way_is_said(network: Network, actions: Actions) -> None:
+    actions.write("door.json", rule("door", PORT))
+    network.client.run("nft", "add", "table", "ip", "nat")
+    network.client.run("nft", "add", "chain", "ip", "nat", "output", "{ type nat hook output priority -100; }")
+    network.client.run("nft", "add", "rule", "ip", "nat", "output", "udp", "dport", "4711", "dnat", "to", ":4712")
+    with running(network, actions, "-v") as run:
+        knock(network.client, SERVER4, port=4711)
+        assert "sent to port 4711 and arrived at port 4712" in run.wait_for("knock refused")[-1]
+
+
 def test_refusals_say_why(network: Network, actions: Actions) -> None:
     actions.write("door.json", rule("door", PORT), rule("slow", 3333, tag="SLOW"))
     with running(network, actions) as run:

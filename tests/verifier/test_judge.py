@@ -16,7 +16,7 @@ from nfpkd.knock.wire import encode_knock
 from nfpkd.rules.model import KEY_LENGTH, PortRange, Protocol, Rate, Rule, Secret, TimedKey
 from nfpkd.verifier import judge as judge_module
 from nfpkd.verifier import replay as replay_module
-from nfpkd.verifier.judge import Judge, Outcome
+from nfpkd.verifier.judge import Judge, Outcome, Translated
 from nfpkd.verifier.packet import Datagram
 from nfpkd.verifier.replay import ReplayMemory
 from support.strategies import rule_lists
@@ -530,3 +530,32 @@ def test_exactly_the_rules_that_hear_key_and_tag_are_judged(rules: list[Rule], p
         for rule, outcome, _ in judgements:
             assert outcome in (ACCEPTED, KEY_NOT_YET_VALID, KEY_EXPIRED, SOURCE_NOT_ALLOWED)
             assert outcome is ACCEPTED or rule.sources or any(known[1:] != (None, None) for known in rule.keys)
+
+
+@pytest.mark.parametrize("port", [1, 62201, 65535])
+def test_a_knock_whose_port_was_translated_is_known_by_the_port_it_was_sent_to(port: int) -> None:
+    rule = a_rule()
+    sent = encode_knock(rule.keys[0].secret.reveal(), rule.tag, port, WALL, bytes(12))
+    judge = Judge([rule])
+    arrived = Datagram(SOURCE, 4711, sent)
+    assert judge.judge(arrived, WALL, NOW) == []
+    assert judge.find_translated(arrived, WALL) == Translated(rule, port)
+
+
+@pytest.mark.parametrize("offset", [-11, 11])
+def test_what_is_too_old_to_be_good_anywhere_is_not_looked_into(offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = a_rule()
+    sent = encode_knock(rule.keys[0].secret.reveal(), rule.tag, 62201, WALL + offset, bytes(12))
+    judge = Judge([rule])
+    monkeypatch.setattr(judge_module, "make_digest", None)
+    assert judge.find_translated(Datagram(SOURCE, 4711, sent), WALL) is None
+
+
+def test_a_knock_at_a_port_where_its_rule_takes_none_was_not_translated() -> None:
+    rule = a_rule(knock_ports=(PortRange(1, 1),))
+    assert Judge([rule]).find_translated(knock(rule), WALL) is None
+
+
+@pytest.mark.parametrize("payload", [b"PKD0" + WALL.to_bytes(8, "little") + bytes(44), b"PKD0", b""])
+def test_garbage_was_sent_to_no_port(payload: bytes) -> None:
+    assert Judge([a_rule()]).find_translated(Datagram(SOURCE, 4711, payload), WALL) is None

@@ -303,6 +303,16 @@ def test_what_became_of_each_knock_is_said(bench: Bench, events: Events) -> None
     ]
 
 
+def test_translated_ports_are_found_out_now_and_then(bench: Bench, events: Events) -> None:
+    bench.verifier.enforce((a_rule(),))
+    for number in range(12):
+        payload = encode_knock(a_key("k").secret.reveal(), b"PKD0", KNOCK_PORT + 1, WALL + number, bytes(12))
+        assert bench.verifier.handle(a_packet(V4, payload), 1)
+        bench.wait(1)
+    found = [fields for event, fields in events() if event == "knock_refused"]
+    assert found == [{"rule": "ssh", "source": V4, "reason": "port_translated"}] * 2
+
+
 def test_a_replay_and_a_wrong_clock_are_said(bench: Bench, events: Events) -> None:
     bench.verifier.enforce((a_rule(),))
     for offset in (0, 0, -40):
