@@ -201,8 +201,8 @@ class Verifier:
             log_event(
                 logging.WARNING,
                 "knock_refused",
-                f"knock refused: it was sent to port {sent.port} and arrived at port {datagram.port}: something on the way "
-                "translates ports; knock at one that it leaves alone",
+                f"knock refused: it was sent to port {sent.port} and arrived at port {datagram.port}: "
+                "something on the way translates ports; knock at one that it leaves alone",
                 rule=sent.rule.name,
                 source=source,
                 reason="port_translated",
