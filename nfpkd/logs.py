@@ -37,6 +37,8 @@ def set_up_logging(level: int, form: str, stream: TextIO | None = None) -> None:
 
 def escape(text: str) -> str:
     """Return *text* with everything that is not printable as an escape, on one line."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
