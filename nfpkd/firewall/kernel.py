@@ -12,7 +12,9 @@ from typing import Any, Protocol
 
 from nfpkd.errors import KernelError, NetlinkError
 from nfpkd.firewall import nft
+from nfpkd.firewall.batch import send_batch
 from nfpkd.firewall.compat import CompatQueue
+from nfpkd.firewall.elements import pack_grants
 from nfpkd.firewall.nft import Json, Table, Transaction
 from nfpkd.firewall.outline import read_outline
 from nfpkd.privileges import CAP_NET_ADMIN
@@ -89,6 +91,13 @@ class NftablesKernel:
             self._check(commands)
 
     def apply(self, transaction: Transaction) -> None:
+        grants = pack_grants(transaction.commands)
+        if grants is not None:
+            try:
+                send_batch(grants)
+            except OSError as error:
+                raise _refusal(error.strerror or str(error)) from None
+            return
         with self._lock:
             commands, queue_rules = self._split_queue_rules(transaction)
             self._run(commands)

@@ -28,7 +28,7 @@ NETLINK_NETFILTER = 12
 NFNL_SUBSYS_NFTABLES = 10
 NFPROTO_INET = 1
 
-NLA_F_NESTED = 0x8000
+_NLA_F_NESTED = 0x8000
 _ATTRIBUTE_TYPE = 0x3FFF
 
 
@@ -40,6 +40,15 @@ def pad(length: int) -> int:
 def pack_attribute(kind: int, value: bytes) -> bytes:
     length = ATTRIBUTE.size + len(value)
     return ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
+
+
+def pack_nested(kind: int, attributes: bytes) -> bytes:
+    return pack_attribute(kind | _NLA_F_NESTED, attributes)
+
+
+def pack_text(text: str) -> bytes:
+    """Return *text* as a zero-terminated string."""
+    return text.encode() + b"\0"
 
 
 def iterate_messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:

@@ -24,6 +24,7 @@ from nfpkd.firewall.netlink import (
     iterate_attributes,
     iterate_messages,
     pack_attribute,
+    pack_text,
     text_of,
 )
 from nfpkd.firewall.nft import Json, Table
@@ -81,7 +82,7 @@ def read_outline(table: Table) -> list[Json] | None:
 
 def _dump(sock: socket.socket, kind: int, table: Table) -> Iterator[bytes]:
     """Yield the bodies of all that *table* has of a kind."""
-    name = pack_attribute(_NFTA_TABLE, table.name.encode() + b"\0")
+    name = pack_attribute(_NFTA_TABLE, pack_text(table.name))
     content = NFGENMSG.pack(NFPROTO_INET, 0, 0) + name
     message_type = (NFNL_SUBSYS_NFTABLES << 8) | kind
     sock.send(HEADER.pack(HEADER.size + len(content), message_type, _NLM_F_REQUEST | _NLM_F_DUMP, kind, 0) + content)

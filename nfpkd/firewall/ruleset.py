@@ -98,9 +98,8 @@ def compile_ruleset(rules: Iterable[Rule], options: Options) -> Ruleset:
 
 def make_grants(rule: Rule, source: str, seconds: int) -> Iterator[Grant]:
     """Yield what lets *source*, a numeric address, pass for *rule*, for so many *seconds*."""
-    address = ipaddress.ip_address(source)
-    door = door_of(rule, address.version)
-    first = str(ipaddress.ip_network((address, door.prefix), strict=False).network_address)
+    door = door_of(rule, family_of(source))
+    first = str(ipaddress.ip_interface(f"{source}/{door.prefix}").network[0]) if door.is_wide else source
     for service in dict.fromkeys(rule.services()):
         for interface in rule.interfaces or ("",):
             yield Grant(first, service, rule.name, seconds, seconds, None if door.is_usual else door, interface)
