@@ -19,7 +19,7 @@ from nfpkd.instance import InstanceLock
 from nfpkd.logs import log_event
 from nfpkd.privileges import find_group, give_up_privileges
 from nfpkd.rules import schema
-from nfpkd.rules.loader import FileStamp, Loaded, load_rules, stamp_files
+from nfpkd.rules.loader import FileStamp, Loaded, RuleLoader, stamp_files
 from nfpkd.rules.model import Rule
 from nfpkd.rules.watch import RuleWatcher
 from nfpkd.triggers.client import TriggerHelper
@@ -65,6 +65,7 @@ class Daemon:
     def __init__(self, firewall: Firewall, settings: Settings) -> None:
         self._firewall = firewall
         self._settings = settings
+        self._loader = RuleLoader(settings.actions, strict_modes=settings.strict_modes)
         self._windows = Windows(self._run_command)
         self._helper: TriggerHelper | None = None
         self._distrusts_before: int | None = None
@@ -82,7 +83,7 @@ class Daemon:
             schema.prepare()
             give_up_privileges(settings.user)
             self._stamps = stamp_files(settings.actions)
-            loaded = load_rules(settings.actions, strict_modes=settings.strict_modes)
+            loaded = self._loader.load()
             self._verifier = self._make_verifier(stack)
             queue = PacketQueue(settings.options.queue, self._verifier.handle)
             stack.callback(queue.close)
@@ -218,11 +219,10 @@ class Daemon:
 
     async def _reload(self) -> None:
         """Enforce what the files say now; whatever is wrong with them leaves everything as it was."""
-        settings = self._settings
         before = self._verifier.rules
         try:
             # Reading many files takes its time; knocks go on being judged meanwhile.
-            loaded = await asyncio.to_thread(load_rules, settings.actions, strict_modes=settings.strict_modes)
+            loaded = await asyncio.to_thread(self._loader.load)
             self._enforce(loaded)
         except RulesError as error:
             for problem in error.problems:

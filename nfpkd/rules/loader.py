@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from nfpkd.errors import Problem, RulesError
-from nfpkd.rules.build import PlacedRule, build_rules, find_conflicts
+from nfpkd.rules.build import BuiltFile, PlacedRule, build_rules, find_conflicts
 from nfpkd.rules.model import Rule
 from nfpkd.rules.positions import Document
 
 # 100,000 rules with long descriptions fit; a file that was meant for something else does not.
 MAX_FILE_SIZE = 64 * 1024 * 1024
+# File systems count time in steps, of 2 s at the worst (FAT).
+_SETTLED_NS = 3 * 10**9
 
 
 class Loaded(NamedTuple):
@@ -36,34 +39,66 @@ class FileStamp(NamedTuple):
     changed_ns: int
 
 
-def load_rules(directory: Path, *, strict_modes: bool = True, places: list[PlacedRule] | None = None) -> Loaded:
-    """Return the rules of every ``*.json`` below *directory*; raises RulesError listing all that is wrong.
+class RuleLoader:
+    """Reads the rules below a directory, again and again; a file that did not change is read once.
 
-    With *strict_modes*, files and directories that others could read or
-    change are refused: the files hold keys, and rules decide who gets in.
-
-    The same rules with their places are added to *places*, which then holds on
-    to the text of all files.
+    What it holds on to is the text of all files: what is wrong between two rules is said with
+    their places.
     """
-    problems: list[Problem] = []
-    placed: list[PlacedRule] = []
-    warnings: list[Problem] = []
-    paths = find_rule_files(directory, problems, strict_modes=strict_modes)
-    for path in paths:
-        try:
-            built = build_rules(Document(str(path), _read_text(path, strict_modes=strict_modes)))
-        except RulesError as error:
-            problems.extend(error.problems)
-            continue
-        placed.extend(built.rules)
-        warnings.extend(built.warnings)
-    if not problems:
-        problems.extend(find_conflicts(placed))
-    if problems:
-        raise RulesError(problems)
-    if places is not None:
-        places.extend(placed)
-    return Loaded(tuple(p.rule for p in placed), tuple(warnings), len(paths))
+
+    def __init__(self, directory: Path, *, strict_modes: bool = True) -> None:
+        """With *strict_modes*, files and directories that others could read or change are refused.
+
+        The files hold keys, and rules decide who gets in.
+        """
+        self._directory = directory
+        self._strict_modes = strict_modes
+        self._built: dict[FileStamp, BuiltFile] = {}
+
+    def load(self, *, places: list[PlacedRule] | None = None) -> Loaded:
+        """Return the rules of every ``*.json``; raises RulesError listing all that is wrong.
+
+        The same rules with their places are added to *places*.
+        """
+        problems: list[Problem] = []
+        placed: list[PlacedRule] = []
+        warnings: list[Problem] = []
+        kept: dict[FileStamp, BuiltFile] = {}
+        paths = find_rule_files(self._directory, problems, strict_modes=self._strict_modes)
+        for path in paths:
+            try:
+                stamp, built = self._read(path)
+            except RulesError as error:
+                problems.extend(error.problems)
+                continue
+            if stamp is not None:
+                kept[stamp] = built
+            placed.extend(built.rules)
+            warnings.extend(built.warnings)
+        self._built = kept
+        if not problems:
+            problems.extend(find_conflicts(placed))
+        if problems:
+            raise RulesError(problems)
+        if places is not None:
+            places.extend(placed)
+        return Loaded(tuple(p.rule for p in placed), tuple(warnings), len(paths))
+
+    def _read(self, path: Path) -> tuple[FileStamp | None, BuiltFile]:
+        """Return what *path* holds, and the stamp to know it by, if it is certain to change with the file."""
+        stamp = _stamp(path)
+        if stamp is not None and stamp in self._built:
+            # A change of its owner or its mode would have changed the stamp, too.
+            return stamp, self._built[stamp]
+        # Another write within the clock's tick would leave the stamp as it is.
+        is_settled = stamp is not None and abs(time.time_ns() - stamp.changed_ns) > _SETTLED_NS
+        built = build_rules(Document(str(path), _read_text(path, strict_modes=self._strict_modes)))
+        return (stamp if is_settled else None), built
+
+
+def load_rules(directory: Path, *, strict_modes: bool = True, places: list[PlacedRule] | None = None) -> Loaded:
+    """Return what `RuleLoader` finds below *directory* the first time."""
+    return RuleLoader(directory, strict_modes=strict_modes).load(places=places)
 
 
 def stamp_files(directory: Path) -> frozenset[FileStamp]:

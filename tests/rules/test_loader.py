@@ -14,7 +14,7 @@ import pytest
 
 from nfpkd.errors import Problem, RulesError
 from nfpkd.rules import loader
-from nfpkd.rules.loader import MAX_FILE_SIZE, load_rules, stamp_files
+from nfpkd.rules.loader import MAX_FILE_SIZE, RuleLoader, load_rules, stamp_files
 from nfpkd.rules.model import Rule
 
 
@@ -410,3 +410,71 @@ def test_stamps_leave_out_what_cannot_be_looked_at(tmp_path: Path) -> None:
     (tmp_path / "b.json").symlink_to("gone")
     assert [Path(stamp.path).name for stamp in stamp_files(tmp_path)] == ["a.json"]
     assert stamp_files(tmp_path / "missing") == frozenset()
+
+
+# Reading again
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which files were read, by name."""
+    found: list[str] = []
+    read_text = loader._read_text
+
+    def note(path: Path, *, strict_modes: bool) -> str:
+        found.append(path.name)
+        return read_text(path, strict_modes=strict_modes)
+
+    monkeypatch.setattr(loader, "_read_text", note)
+    return found
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that were written just now are old enough."""
+    monkeypatch.setattr(loader, "_SETTLED_NS", -1)
+
+
+@pytest.mark.usefixtures("settled")
+def test_only_what_changed_is_read_again(tmp_path: Path, reads: list[str]) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.json")
+    rules = RuleLoader(tmp_path)
+    first = rules.load()
+    assert rules.load() == first
+    assert reads == ["a.json", "b.json"]
+    write(tmp_path / "b.json", rule("c"))
+    assert [found.name for found in rules.load().rules] == ["a", "c"]
+    assert reads == ["a.json", "b.json", "b.json"]
+    (tmp_path / "a.json").unlink()
+    assert [found.name for found in rules.load().rules] == ["c"]
+
+
+@pytest.mark.usefixtures("settled")
+def test_what_is_between_files_is_found_also_where_one_did_not_change(tmp_path: Path) -> None:
+    write(tmp_path / "a.json")
+    rules = RuleLoader(tmp_path)
+    rules.load()
+    write(tmp_path / "b.json", rule("a"))
+    with pytest.raises(RulesError, match="already used"):
+        rules.load()
+    write(tmp_path / "b.json")
+    assert [found.name for found in rules.load().rules] == ["a", "b"]
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_mode_that_changes_is_noticed(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.json")
+    rules = RuleLoader(tmp_path)
+    rules.load()
+    file.chmod(0o644)
+    with pytest.raises(RulesError, match="others can read"):
+        rules.load()
+
+
+def test_what_was_written_just_now_is_read_again(tmp_path: Path, reads: list[str]) -> None:
+    write(tmp_path / "a.json")
+    rules = RuleLoader(tmp_path)
+    rules.load()
+    rules.load()
+    assert reads == ["a.json", "a.json"]
