@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nfpkd.cli.shared import EXIT_RULES, actions_option, count, load, strict_modes_option, warn
+from nfpkd.cli.shared import EXIT_RULES, actions_option, count, load, make_key, strict_modes_option, warn
 from nfpkd.errors import RulesError
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ def keygen(
     The rule goes to standard output, and what to do with it to standard error.
     """
     import json
-    import secrets
 
     from nfpkd.logs import escape
 
@@ -76,7 +75,7 @@ def keygen(
         "protocol": None if protocol is None else _split_option(protocol),
         "tag": tag,
         "window": window,
-        "key": f"0x{secrets.token_hex(32)}",
+        "key": make_key(),
     }
     text = json.dumps([{field: value for field, value in fields.items() if value is not None}])
     _check_made_rules(text)

@@ -110,3 +110,10 @@ def open_firewall() -> Firewall:
 
 def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def make_key() -> str:
+    """Return a random key of 256 bits, as a rule file has it."""
+    import secrets
+
+    return f"0x{secrets.token_hex(32)}"

@@ -183,8 +183,13 @@ def _read_text(path: Path, *, strict_modes: bool) -> str:
             data = file.read(MAX_FILE_SIZE + 1)
     except OSError as error:
         raise RulesError([_os_problem(path, error)]) from None
+    return decode_text(str(path), data)
+
+
+def decode_text(name: str, data: bytes) -> str:
+    """Return the text in *data*, called *name* in errors; raises RulesError."""
     if len(data) > MAX_FILE_SIZE:
-        raise refuse(f"is larger than {MAX_FILE_SIZE >> 20} MiB")
+        raise RulesError([Problem(name, 0, 0, f"is larger than {MAX_FILE_SIZE >> 20} MiB")])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -192,7 +197,7 @@ def _read_text(path: Path, *, strict_modes: bool) -> str:
         before = error.object[: error.start].decode()
         line = before.count("\n") + 1
         column = len(before) - before.rfind("\n")
-        raise RulesError([Problem(str(path), line, column, "is not UTF-8 text")]) from None
+        raise RulesError([Problem(name, line, column, "is not UTF-8 text")]) from None
 
 
 def _os_problem(path: Path, error: OSError) -> Problem:
