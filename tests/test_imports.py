@@ -37,6 +37,15 @@ LAYERS = [
         "firewall.state",
         "firewall.ruleset",
         "firewall.rollback",
+        "importing.commands",
+        "importing.fwknop",
+        "importing.iptables",
+        "importing.kinds",
+        "importing.knockd",
+        "importing.model",
+        "importing.netfilter",
+        "importing.nf_pkd",
+        "importing.secret",
         "verifier.judge",
         "verifier.ledger",
         "describe",
@@ -84,7 +93,7 @@ LAYERS = [
     {"__main__"},
 ]
 # The schema is read by jsonschema, but what it says of a document is policy.
-EXCEPTIONS = {("rules.build", "rules.schema")}
+EXCEPTIONS = {("rules.build", "rules.schema"), ("importing.nf_pkd", "rules.schema")}
 
 SOLE_IMPORTERS = {
     "nftables": "firewall.kernel",
