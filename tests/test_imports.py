@@ -89,7 +89,7 @@ LAYERS = [
         "verifier.verifier",
     },
     {"cli.shared"},
-    {"cli.client", "cli.doctor", "cli.guard", "cli.people", "cli.rules"},
+    {"cli.client", "cli.doctor", "cli.guard", "cli.importing", "cli.people", "cli.rules"},
     {"__main__"},
 ]
 # The schema is read by jsonschema, but what it says of a document is policy.

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from nfpkd.cli import client, doctor, guard, people, rules
+from nfpkd.cli import client, doctor, guard, importing, people, rules
 from nfpkd.cli.shared import EXIT_REFUSED, EXIT_RULES
 from nfpkd.errors import KernelError, KnockError, NfpkdError, RulesError, StateError
 
@@ -57,6 +57,7 @@ def main() -> None:
 for command in (
     rules.check,
     rules.keygen,
+    importing.import_rules,
     guard.apply,
     guard.run,
     guard.confirm,
