@@ -15,7 +15,7 @@ class NfpkdError(Exception):
 
 
 class Problem(NamedTuple):
-    """One finding about a rule file; *line* and *column* count from 1, 0 means the file as a whole."""
+    """One finding about a file; *line* and *column* count from 1, 0 means the file as a whole."""
 
     path: str
     line: int
@@ -27,12 +27,20 @@ class Problem(NamedTuple):
         return f"{where}: {self.message}"
 
 
-class RulesError(NfpkdError):
-    """The administrator's rule files are wrong; *problems* lists everything found, in file order."""
+class ProblemsError(NfpkdError):
+    """Base of the errors about files that people write; *problems* lists everything found, in file order."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
+
+
+class RulesError(ProblemsError):
+    """The administrator's rule files are wrong."""
+
+
+class ProfileError(ProblemsError):
+    """The user's client profiles are wrong, or not kept as files with keys should be."""
 
 
 class KernelError(NfpkdError):
@@ -54,7 +62,7 @@ class StateError(NfpkdError):
 
 
 class KnockError(NfpkdError):
-    """The knock could not be made or sent."""
+    """The knock could not be made or sent, or no connection came of it."""
 
 
 class TriggerError(NfpkdError):

@@ -68,6 +68,8 @@ LAYERS = [
         "firewall.sessions",
         "firewall.firewall",
         "knock.client",
+        "knock.keys",
+        "knock.profiles",
         "triggers.client",
         "triggers.command",
         "verifier.listeners",
