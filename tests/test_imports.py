@@ -70,6 +70,7 @@ LAYERS = [
         "knock.client",
         "knock.keys",
         "knock.profiles",
+        "knock.relay",
         "triggers.client",
         "triggers.command",
         "verifier.listeners",
