@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from nfpkd import cli
 from nfpkd.cli import guard
 from nfpkd.errors import KernelError
 from nfpkd.firewall import kernel
-from nfpkd.rules.model import parse_key
 
 
 @pytest.fixture
@@ -100,54 +96,9 @@ def test_loose_modes_are_refused_unless_allowed(actions: Path) -> None:
     assert invoke("check", "--actions", str(actions), "--no-strict-modes").exit_code == 0
 
 
-@pytest.fixture
-def target() -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        sock.settimeout(5)
-        yield sock
-
-
-def knock_arguments(target: socket.socket) -> list[str]:
-    return ["knock", "127.0.0.1", "--port", str(target.getsockname()[1])]
-
-
-@pytest.mark.parametrize("way", ["option", "environment", "file", "standard input", "prompt"])
-def test_a_knock_takes_its_key_from_where_it_is_safe(target: socket.socket, tmp_path: Path, way: str) -> None:
-    arguments = knock_arguments(target)
-    options: dict[str, Any] = {}
-    if way == "option":
-        arguments += ["--key", "secret words"]
-    elif way == "environment":
-        options["env"] = {"NFPKD_KEY": "secret words"}
-    elif way == "file":
-        (tmp_path / "key").write_text("secret words\n")
-        arguments += ["--key-file", str(tmp_path / "key")]
-    elif way == "standard input":
-        arguments += ["--key-file", "-"]
-        options["input"] = "secret words\n"
-    else:
-        options["input"] = "secret words\n"
-    result = invoke(*arguments, **options)
-    assert result.exit_code == 0, result.output
-    assert "secret" not in result.output
-    payload = target.recv(2048)
-    port = target.getsockname()[1].to_bytes(2, "big")
-    assert payload[24:] == hashlib.sha256(port * 2 + payload[:24] + parse_key("secret words").reveal()).digest()
-    assert f"knock sent to 127.0.0.1 port {target.getsockname()[1]}/udp with tag PKD0" in result.stdout
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["knock"], "Give the host once"),
-        (["knock", "a", "--host", "b"], "Give the host once"),
-        (["knock", "127.0.0.1", "--key", "k" * 41], "the key is 41 bytes long; at most 40 fit"),
-        (["knock", "127.0.0.1", "--key", ""], "the key is empty"),
-        (["knock", "127.0.0.1", "--key", "k", "--key-file", "-"], "contradict each other"),
-        (["knock", "127.0.0.1", "--key", "k", "--tag", "12345"], "is 5 bytes long; at most 4 fit"),
-        (["knock", "127.0.0.1", "--key", "0xzz"], "hex digits only"),
-        (["knock", "127.0.0.1", "--port", "0", "--key", "k"], "0 is not in the range"),
         (["run", "-v", "-q"], "contradict each other"),
         (["apply", "--queue", "65536"], "is not in the range"),
     ],
@@ -156,25 +107,6 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], said: str) -> None:
     result = invoke(*arguments, input="")
     assert result.exit_code == 2
     assert said in result.stderr
-
-
-def test_an_unknown_host_is_exit_code_3() -> None:
-    result = invoke("knock", "no such host", "--key", "k")
-    assert result.exit_code == 3
-    assert "cannot find the host 'no such host'" in result.stderr
-
-
-def test_a_key_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "key").write_bytes(b"\xff\xfe")
-    result = invoke("knock", "127.0.0.1", "--key-file", str(tmp_path / "key"))
-    assert result.exit_code == 2
-    assert "cannot be read as text" in result.stderr
-
-
-def test_odd_hex_is_warned_of(target: socket.socket) -> None:
-    result = invoke(*knock_arguments(target), "--key", "0xabc")
-    assert result.exit_code == 0
-    assert "odd number of hex digits" in result.stderr
 
 
 def test_a_kernel_that_refuses_is_exit_code_3(monkeypatch: pytest.MonkeyPatch) -> None:

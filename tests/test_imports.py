@@ -68,6 +68,7 @@ LAYERS = [
         "firewall.sessions",
         "firewall.firewall",
         "knock.client",
+        "knock.connect",
         "knock.keys",
         "knock.profiles",
         "knock.relay",

@@ -13,10 +13,11 @@ import click
 
 from nfpkd.cli import client, doctor, guard, importing, people, rules
 from nfpkd.cli.shared import EXIT_REFUSED, EXIT_RULES
-from nfpkd.errors import KernelError, KnockError, NfpkdError, RulesError, StateError
+from nfpkd.errors import KernelError, KnockError, NfpkdError, ProfileError, RulesError, StateError
 
 _EXIT_CODES: dict[type[NfpkdError], int] = {
     RulesError: EXIT_RULES,
+    ProfileError: EXIT_RULES,
     KernelError: EXIT_REFUSED,
     KnockError: EXIT_REFUSED,
     StateError: EXIT_REFUSED,
@@ -49,8 +50,8 @@ def main() -> None:
     nfpkd closes the ports that its rule files name, and opens them for a while to whoever sends a knock: one
     UDP packet made with the rule's key.
 
-    Exit codes: 0 done, 1 the rules are wrong, 2 wrong usage, 3 the kernel, the network or a missing privilege
-    refused.
+    Exit codes: 0 done, 1 the rules, or the client's profiles, are wrong, 2 wrong usage, 3 the kernel, the network
+    or a missing privilege refused.
     """
 
 

@@ -5,11 +5,25 @@ from __future__ import annotations
 import secrets
 import socket
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nfpkd.errors import KnockError
 from nfpkd.knock.wire import RANDOM_LENGTH, encode_knock
 from nfpkd.rules.model import Secret
+
+
+class Address(NamedTuple):
+    """Where a host is; *parts* is a socket address as getaddrinfo gives it: text, a port, and what IPv6 adds."""
+
+    family: socket.AddressFamily
+    parts: tuple[Any, ...]
+
+    def at(self, port: int) -> tuple[Any, ...]:
+        """Return the socket address of *port* there."""
+        return (self.parts[0], port, *self.parts[2:])
+
+    def __str__(self) -> str:
+        return str(self.parts[0])
 
 
 class SentKnock(NamedTuple):
@@ -19,38 +33,35 @@ class SentKnock(NamedTuple):
     port: int
 
 
-def make_knock(key: Secret, tag: bytes, port: int) -> bytes:
+def make_knock(key: Secret, tag: bytes, port: int, *, old: bool = False) -> bytes:
     """Return a fresh knock to *port*, stamped now."""
-    return encode_knock(key.reveal(), tag, port, int(time.time()), secrets.token_bytes(RANDOM_LENGTH))
+    return encode_knock(key.reveal(), tag, port, int(time.time()), secrets.token_bytes(RANDOM_LENGTH), old=old)
 
 
-def send_knock(
-    host: str,
-    key: Secret,
-    tag: bytes,
-    *,
-    port: int | None = None,
-    family: socket.AddressFamily = socket.AF_UNSPEC,
-) -> SentKnock:
-    """Send one knock to *host*, to a random port unless *port* is given.
+def find_addresses(host: str, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[Address]:
+    """Look *host* up as ssh would, and return its addresses in the order in which they are to be tried.
 
-    A name is looked up as ssh would look it up, and its first address is
-    knocked at: the one that a connection would try first.
-
-    Raises KnockError if the name is unknown or the network refuses.
+    Raises KnockError if the name is unknown.
     """
-    if port is None:
-        port = 1 + secrets.randbelow(65535)
     try:
-        found = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM, socket.IPPROTO_UDP)
+        found = socket.getaddrinfo(host, None, family, socket.SOCK_DGRAM, socket.IPPROTO_UDP)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a host name"
         raise KnockError(f"cannot find the host {host!r}: {reason}") from None
-    address_family, kind, protocol, _, address = found[0]
-    payload = make_knock(key, tag, port)
+    return [Address(address_family, parts) for address_family, _, _, _, parts in found]
+
+
+def send_knock(address: Address, key: Secret, tag: bytes, *, port: int | None = None, old: bool = False) -> SentKnock:
+    """Send one knock to *address*, to a random port unless *port* is given.
+
+    Raises KnockError if the network refuses.
+    """
+    if port is None:
+        port = 1 + secrets.randbelow(65535)
+    payload = make_knock(key, tag, port, old=old)
     try:
-        with socket.socket(address_family, kind, protocol) as sock:
-            sock.sendto(payload, address)
+        with socket.socket(address.family, socket.SOCK_DGRAM, socket.IPPROTO_UDP) as sock:
+            sock.sendto(payload, address.at(port))
     except OSError as error:
-        raise KnockError(f"cannot send to {address[0]} port {port}: {error.strerror}") from None
-    return SentKnock(str(address[0]), port)
+        raise KnockError(f"cannot send to {address} port {port}: {error.strerror}") from None
+    return SentKnock(str(address), port)

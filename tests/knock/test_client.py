@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfpkd.errors import KnockError
-from nfpkd.knock.client import SentKnock, send_knock
+from nfpkd.knock.client import Address, SentKnock, find_addresses, send_knock
 from nfpkd.knock.wire import encode_knock
 from nfpkd.rules.model import PortRange, Protocol, Rule, Secret, TimedKey, parse_key, parse_tag
 from nfpkd.verifier.judge import Judge, Judgement, Outcome
@@ -25,6 +25,7 @@ from nfpkd.verifier.packet import Datagram, decode_datagram_untrusted
 
 KEY = parse_key("testing test test")
 TAG = b"PKD0"
+LOOPBACK = Address(socket.AF_INET, ("127.0.0.1", 0))
 
 
 def a_rule(key: Secret = KEY, tag: bytes = TAG, *, old: bool = False) -> Rule:
@@ -46,7 +47,8 @@ def receiver(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
 def test_a_sent_knock_is_accepted_by_the_judge(receiver: socket.socket) -> None:
     address, port = receiver.getsockname()[:2]
     before = int(time.time())
-    assert send_knock(address, KEY, TAG, port=port) == SentKnock(address, port)
+    (found,) = find_addresses(address)
+    assert send_knock(found, KEY, TAG, port=port) == SentKnock(address, port)
     payload = receiver.recv(1000)
     after = int(time.time())
     assert before <= int.from_bytes(payload[4:12], "little") <= after
@@ -57,30 +59,35 @@ def test_a_sent_knock_is_accepted_by_the_judge(receiver: socket.socket) -> None:
 
 def test_no_two_knocks_are_the_same(receiver: socket.socket) -> None:
     address, port = receiver.getsockname()[:2]
+    (found,) = find_addresses(address)
     for _ in range(4):
-        send_knock(address, KEY, TAG, port=port)
+        send_knock(found, KEY, TAG, port=port)
     assert len({receiver.recv(1000)[12:24] for _ in range(4)}) == 4
 
 
-def test_a_name_is_looked_up_and_its_first_address_knocked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_knock_of_the_old_form_is_for_rules_that_say_so(receiver: socket.socket) -> None:
+    address, port = receiver.getsockname()[:2]
+    send_knock(find_addresses(address)[0], KEY, TAG, port=port, old=True)
+    datagram = Datagram(b"\x7f\0\0\1", port, receiver.recv(1000))
+    assert not Judge([a_rule()]).judge(datagram, int(time.time()), 0.0)
+    assert Judge([a_rule(old=True)]).judge(datagram, int(time.time()), 0.0)
+
+
+def test_a_name_is_looked_up_and_its_addresses_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        sock.settimeout(30)
-        port = sock.getsockname()[1]
 
-        def fake_getaddrinfo(*args: object) -> list[object]:
-            asked.append(args)
-            return [
-                (socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDP, "", ("127.0.0.1", port)),
-                (socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_UDP, "", ("2001:db8::1", port, 0, 0)),
-            ]
+    def fake_getaddrinfo(*args: object) -> list[object]:
+        asked.append(args)
+        return [
+            (socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_UDP, "", ("fe80::1", 0, 0, 3)),
+            (socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDP, "", ("192.0.2.1", 0)),
+        ]
 
-        monkeypatch.setattr(socket, "getaddrinfo", fake_getaddrinfo)
-        sent = send_knock("host.example", KEY, TAG, port=port, family=socket.AF_INET)
-        assert sent == SentKnock("127.0.0.1", port)
-        assert len(sock.recv(1000)) == 56
-    assert asked == [("host.example", port, socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDP)]
+    monkeypatch.setattr(socket, "getaddrinfo", fake_getaddrinfo)
+    first, second = find_addresses("host.example", socket.AF_INET)
+    assert (first.family, first.at(22), str(first)) == (socket.AF_INET6, ("fe80::1", 22, 0, 3), "fe80::1")
+    assert (second.family, second.at(22), str(second)) == (socket.AF_INET, ("192.0.2.1", 22), "192.0.2.1")
+    assert asked == [("host.example", None, socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDP)]
 
 
 @pytest.mark.parametrize(("drawn", "port"), [(0, 1), (65534, 65535)])
@@ -92,7 +99,7 @@ def test_a_random_port_is_any_but_zero(monkeypatch: pytest.MonkeyPatch, drawn: i
         return drawn
 
     monkeypatch.setattr(secrets, "randbelow", fake_randbelow)
-    assert send_knock("127.0.0.1", KEY, TAG).port == port
+    assert send_knock(LOOPBACK, KEY, TAG).port == port
     assert limits == [65535]
 
 
@@ -102,7 +109,7 @@ def test_an_unknown_host_is_the_knocks_error(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(socket, "getaddrinfo", fake_getaddrinfo)
     with pytest.raises(KnockError) as caught:
-        send_knock("no.such.host.invalid", KEY, TAG)
+        find_addresses("no.such.host.invalid")
     assert str(caught.value) == "cannot find the host 'no.such.host.invalid': Name or service not known"
 
 
@@ -114,24 +121,24 @@ def test_a_lookup_that_the_system_fails_is_the_knocks_error(monkeypatch: pytest.
 
     monkeypatch.setattr(socket, "getaddrinfo", fake_getaddrinfo)
     with pytest.raises(KnockError, match=os.strerror(errno.EMFILE)):
-        send_knock("host.example", KEY, TAG)
+        find_addresses("host.example")
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..b", "\udcff"])
 def test_what_cannot_be_a_host_name_is_the_knocks_error(host: str) -> None:
     with pytest.raises(KnockError, match="not a host name"):
-        send_knock(host, KEY, TAG)
+        find_addresses(host)
 
 
 def test_an_address_of_the_other_family_is_the_knocks_error() -> None:
     with pytest.raises(KnockError, match="cannot find the host '::1'"):
-        send_knock("::1", KEY, TAG, family=socket.AF_INET)
+        find_addresses("::1", socket.AF_INET)
 
 
 def test_what_the_network_refuses_is_the_knocks_error() -> None:
     # Broadcasting needs a socket option that nobody sets here.
     with pytest.raises(KnockError) as caught:
-        send_knock("255.255.255.255", KEY, TAG, port=22)
+        send_knock(Address(socket.AF_INET, ("255.255.255.255", 0)), KEY, TAG, port=22)
     message = str(caught.value)
     assert message.startswith("cannot send to 255.255.255.255 port 22: ")
     assert any(os.strerror(code) in message for code in (errno.EACCES, errno.ENETUNREACH))
