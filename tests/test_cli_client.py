@@ -335,6 +335,14 @@ def test_a_command_that_cannot_be_found_costs_no_knock(target: Target) -> None:
     assert target.heard_nothing()
 
 
+def test_a_command_that_cannot_be_run_is_exit_code_3(target: Target, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("neither a binary nor a script\n")
+    program.chmod(0o755)
+    done = run(*target.arguments, "--key", KEY, "--exec", str(program))
+    assert (done.returncode, done.stderr) == (3, f"nfpkd: cannot run {program}: Exec format error\n")
+
+
 def start_proxy(door: socket.socket, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
     command = [*NFPKD, "knock", *arguments, "--proxy", str(door.getsockname()[1])]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)

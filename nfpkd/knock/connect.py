@@ -18,8 +18,8 @@ from nfpkd.knock.client import Address
 PATIENCE_SECONDS = (2.0, 4.0, 6.0, 6.0)
 
 _ADVICE = (
-    "look at the key, the tag and both clocks, whether anything listens there, and at the log of `nfpkd run` on the"
-    " server, which has every knock that it heard and why it refused one"
+    "look at the key, the tag and both clocks, whether anything listens there, and what `nfpkd run -v` on the server"
+    " says to a knock: nothing, if none arrives"
 )
 
 

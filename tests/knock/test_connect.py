@@ -72,7 +72,7 @@ def test_what_was_tried_is_said_in_the_end(door: Door) -> None:
         connect_behind_knock([HERE], door.port, door.knock, patience=(0.1, 0.1))
     first, second = str(caught.value).splitlines()
     assert first == f"cannot connect to 127.0.0.1 port {door.port}/tcp: connection refused, after 2 knocks in 0 s"
-    assert "the log of `nfpkd run`" in second
+    assert "`nfpkd run -v` on the server" in second
     assert len(door.knocks) == 2
 
 
