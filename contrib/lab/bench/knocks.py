@@ -1,0 +1,44 @@
+"""Genuine knocks by the thousand, made beforehand."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterable, Sequence
+
+from lab.bench.stage import CLIENT_CORE, on_core
+from lab.hosts import KNOCK_PORT
+from support.network import KEY, SERVER4, Network, make_knock
+
+_BATCH = 16
+_PKTINFO = struct.Struct("=I4s4s")
+
+
+def make_knocks(count: int, *, key: str = KEY, tag: str = "PKD0") -> list[bytes]:
+    return [make_knock(KNOCK_PORT, key, tag) for _ in range(count)]
+
+
+def send_knocks(
+    network: Network, knocks: Sequence[bytes], *, rate: int = 0, sources: Iterable[str] = (), seconds: float = 1e9
+) -> int:
+    """Send *knocks* at *rate* a second, or as fast as Python can; return how many were sent when *seconds* were over.
+
+    Each comes from the next of *sources*, if there are any: addresses that the client has.
+    """
+    each = iter([_PKTINFO.pack(0, socket.inet_aton(source), bytes(4)) for source in sources])
+    to = (SERVER4, KNOCK_PORT)
+    with network.client.entered(), on_core(CLIENT_CORE), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        started = time.perf_counter()
+        for sent, knock in enumerate(knocks):
+            if sent % _BATCH == 0:
+                elapsed = time.perf_counter() - started
+                if elapsed > seconds:
+                    return sent
+                if rate and (ahead := sent / rate - elapsed) > 0:
+                    time.sleep(ahead)
+            if info := next(each, b""):
+                sock.sendmsg([knock], [(socket.IPPROTO_IP, socket.IP_PKTINFO, info)], 0, to)
+            else:
+                sock.sendto(knock, to)
+    return len(knocks)
