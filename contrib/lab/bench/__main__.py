@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from lab.bench.svg import render_svg
 from lab.bench.table import render_json, render_text
 from lab.load import build_load
 
-QUICK = Scale(rounds=1, samples=5, seconds=0.3, sizes=(10, 1000))
+QUICK = Scale(rounds=1, samples=5, seconds=0.3, sizes=(10, 1000), quick=True)
 FULL = Scale(rounds=5, samples=100, seconds=2.0, sizes=(10, 1000, 10_000))
 
 
@@ -62,7 +63,7 @@ def _processor() -> str:
 def _scale(options: argparse.Namespace) -> Scale:
     chosen = QUICK if options.quick else FULL
     sizes = (*chosen.sizes, 100_000) if options.long else chosen.sizes
-    return Scale(options.rounds or chosen.rounds, chosen.samples, chosen.seconds, sizes, long=options.long)
+    return replace(chosen, rounds=options.rounds or chosen.rounds, sizes=sizes, long=options.long)
 
 
 def _choose(rows: Sequence[Measurement], names: str) -> list[Measurement]:

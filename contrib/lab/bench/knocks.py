@@ -5,13 +5,15 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from lab.bench.stage import CLIENT_CORE, on_core
 from lab.hosts import KNOCK_PORT
 from support.network import KEY, SERVER4, Network, make_knock
 
 _BATCH = 16
+# linux/in.h: struct in_pktinfo, of which the address in the middle is where a datagram comes from.
+_IP_PKTINFO = 8
 _PKTINFO = struct.Struct("=I4s4s")
 
 
@@ -20,25 +22,27 @@ def make_knocks(count: int, *, key: str = KEY, tag: str = "PKD0") -> list[bytes]
 
 
 def send_knocks(
-    network: Network, knocks: Sequence[bytes], *, rate: int = 0, sources: Iterable[str] = (), seconds: float = 1e9
+    network: Network, knocks: Iterable[bytes], *, rate: int = 0, sources: Iterable[str] = (), seconds: float = 1e9
 ) -> int:
     """Send *knocks* at *rate* a second, or as fast as Python can; return how many were sent when *seconds* were over.
 
     Each comes from the next of *sources*, if there are any: addresses that the client has.
     """
     each = iter([_PKTINFO.pack(0, socket.inet_aton(source), bytes(4)) for source in sources])
+    sent = 0
     to = (SERVER4, KNOCK_PORT)
     with network.client.entered(), on_core(CLIENT_CORE), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         started = time.perf_counter()
-        for sent, knock in enumerate(knocks):
+        for knock in knocks:
             if sent % _BATCH == 0:
                 elapsed = time.perf_counter() - started
                 if elapsed > seconds:
-                    return sent
+                    break
                 if rate and (ahead := sent / rate - elapsed) > 0:
                     time.sleep(ahead)
             if info := next(each, b""):
-                sock.sendmsg([knock], [(socket.IPPROTO_IP, socket.IP_PKTINFO, info)], 0, to)
+                sock.sendmsg([knock], [(socket.IPPROTO_IP, _IP_PKTINFO, info)], 0, to)
             else:
                 sock.sendto(knock, to)
-    return len(knocks)
+            sent += 1
+    return sent

@@ -61,17 +61,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is done: *samples* of what takes milliseconds, *seconds* of what is counted, sizes of rule sets."""
+    """How much is done: *samples* of what takes milliseconds, *seconds* of what is counted, *sizes* of rule sets.
+
+    *quick* leaves out what would take long, *long* adds what takes very long.
+    """
 
     rounds: int
     samples: int
     seconds: float
     sizes: tuple[int, ...]
+    quick: bool = False
     long: bool = False
-
-    @property
-    def quick(self) -> bool:
-        return self.rounds == 1
 
 
 class Measurement(ABC):

@@ -57,7 +57,11 @@ class Knocker:
 def _run_nfpkd(lab: Lab, *options: str) -> Iterator[Door]:
     lab.actions.write("rules.json", open_rule())
     with guarding(lab, *options):
-        yield Door(lambda _number, _source: Knocking(PORT, [(make_knock(KNOCK_PORT), KNOCK_PORT)]), [PORT])
+        yield knock_at_nfpkd()
+
+
+def knock_at_nfpkd() -> Door:
+    return Door(lambda _number, _source: Knocking(PORT, [(make_knock(KNOCK_PORT), KNOCK_PORT)]), [PORT])
 
 
 @contextlib.contextmanager
