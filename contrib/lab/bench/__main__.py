@@ -87,7 +87,9 @@ def _draw(outcomes: Sequence[Outcome]) -> str:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description="nfpkd against its peers and against the floor")
-    parser.add_argument("--quick", action="store_true", help="one round of everything, for its exit status")
+    much = parser.add_mutually_exclusive_group()
+    much.add_argument("--quick", action="store_true", help="one short round of everything, for its exit status")
+    much.add_argument("--full", action="store_true", help="five rounds of everything, as without it")
     parser.add_argument("--long", action="store_true", help="also 100,000 rules and a million knocks")
     parser.add_argument("--only", default="", metavar="ROW[,ROW]", help="some rows; see --list")
     parser.add_argument("--list", action="store_true", help="name the rows and do nothing")

@@ -16,9 +16,12 @@ class Spread(NamedTuple):
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """Return the smallest sample that *share* (0 to 1) of *samples* do not exceed; NaN if there are none."""
+    """Return the smallest sample that *share* (0 to 1) of *samples* do not exceed.
+
+    Of nothing it is infinite: what never came took for ever.
+    """
     if not samples:
-        return math.nan
+        return math.inf
     ordered = sorted(samples)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
@@ -40,7 +43,7 @@ def best(values: Sequence[float], *, least: bool) -> float:
 
 def shown(value: float) -> str:
     """Return *value* as the table has it: three digits that count, thousands apart, no exponent."""
-    if math.isnan(value):
+    if not math.isfinite(value):
         return "-"
     if abs(value) >= 100:
         return f"{value:,.0f}"

@@ -52,14 +52,21 @@ def _row_json(outcome: Outcome) -> dict[str, Any]:
         },
         "missing": outcome.missing,
         "failed": outcome.failed,
-        "targets": [verdict.__dict__ for verdict in outcome.verdicts],
+        "targets": [_verdict_json(verdict) for verdict in outcome.verdicts],
     }
+
+
+def _verdict_json(verdict: Verdict) -> dict[str, Any]:
+    value, limit = (None if number is None else _finite(number) for number in (verdict.value, verdict.limit))
+    return {"text": verdict.text, "met": verdict.met, "value": value, "limit": limit}
 
 
 def ratio(results: Mapping[str, Mapping[str, Spread]], reference: str, system: str, figure: str) -> float:
     """Return *system*'s median as a multiple of the reference's; NaN where there is nothing to compare with."""
     base = results.get(reference, {}).get(figure)
-    return results[system][figure].median / base.median if base and base.median else math.nan
+    if not base or not base.median or not math.isfinite(base.median):
+        return math.nan
+    return results[system][figure].median / base.median
 
 
 def _cells(outcome: Outcome) -> list[tuple[str, ...]]:
@@ -73,7 +80,7 @@ def _cells(outcome: Outcome) -> list[tuple[str, ...]]:
             found = results[system][figure.name]
             times = ratio(results, row.reference, system, figure.name)
             numbers = (shown(found.median), shown(found.least), shown(found.most))
-            cells.append((label, figure.name, *numbers, figure.unit, "" if math.isnan(times) else shown(times)))
+            cells.append((label, figure.name, *numbers, figure.unit, shown(times) if math.isfinite(times) else ""))
             label = ""
     return cells
 
@@ -96,5 +103,5 @@ def _describe(verdict: Verdict) -> str:
 
 
 def _finite(value: float) -> float | None:
-    # JSON knows no NaN.
+    # JSON has neither NaN nor infinity.
     return value if math.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,9 +29,8 @@ class Apply(Measurement):
     figures = (Figure("time", "s"), Figure("memory", "MiB"))
 
     def __init__(self, scale: Scale) -> None:
-        self._cases = {
-            f"{size:,} rules, {what}": (size, what) for size in scale.sizes for what in (_NFT, _APPLY, _CHECK)
-        }
+        cases = itertools.product(scale.sizes, (_NFT, _APPLY, _CHECK))
+        self._cases = {f"{size:,} rules, {what}": (size, what) for size, what in cases}
         self.systems = tuple(self._cases)
         largest = [size for size in scale.sizes if size >= 10_000]
         self.targets = tuple(_at_most_twice_nft(size) for size in largest) + (

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from lab.bench.floor import empty_listener, load_ruleset, queue_rules
 from lab.bench.knocks import make_knocks, send_knocks
 from lab.bench.measurement import Figure, Measurement, Scale, Target
-from lab.bench.opening import Sample, clients, summarise
+from lab.bench.opening import clients, summarise
 from lab.bench.peers import KNOCKERS, NF_PKD, NFPKD_DISKLESS, NFPKD_ITSELF, Knocker
 from lab.bench.rows.opening import LATENCY, missing_knockers, warm_up
 from lab.bench.stage import LOAD_CORE, SERVER_CORE, guarding, make_stage, on_core, open_rule
@@ -94,9 +94,7 @@ class Flood(Measurement):
         with make_stage() as lab, knocker.running(lab) as door, clients(lab, door) as client:
             warm_up(client, knocker)
             with self._garbage(lab, case) as traffic:
-                samples: list[Sample] = [
-                    client.open_door(patience=_PATIENCE_SECONDS, retry=retry) for _ in range(count)
-                ]
+                samples = [client.open_door(patience=_PATIENCE_SECONDS, retry=retry) for _ in range(count)]
                 reached = {"garbage": traffic.stop().rate} if traffic else {}
         return summarise(samples) | reached
 

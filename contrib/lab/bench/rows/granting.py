@@ -28,7 +28,7 @@ _QUIET_SECONDS = 1.5
 
 
 class Granted(Measurement):
-    """Genuine knocks, each from an address of its own, as fast as they can be sent; what is counted is the kernel's grants.
+    """Genuine knocks, each from an address of its own, as fast as they can be sent; counted are the kernel's grants.
 
     nfpkd runs as it is shipped: it remembers knocks on disk and logs each.  The peers get a
     hundred at once, and the time runs until their last grant.

@@ -68,9 +68,7 @@ class SharedTag(Measurement):
     systems = tuple(f"{count} rules" if count > 1 else "1 rule" for count in _RULE_SIZES)
     figures = FIGURES
     reference = systems[0]
-    targets = (
-        Target("linear: 100 rules cost at most 10 times what 10 cost", "100 rules", "CPU", 10.0, of=("10 rules",)),
-    )
+    targets = (Target("linear: 100 rules at most 10 times the cost of 10", "100 rules", "CPU", 10.0, of=("10 rules",)),)
 
     def __init__(self, scale: Scale, load: Load) -> None:
         self._seconds = scale.seconds
