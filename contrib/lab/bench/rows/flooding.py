@@ -24,7 +24,7 @@ _RATES = (20_000, 100_000)
 _ONE, _MANY = 1, 65_536
 # Under a flood a knock that has opened nothing by now is lost: a kernel sends its second SYN after a second.
 _PATIENCE_SECONDS = 0.9
-_MOST_SAMPLES_OF_PEERS = 20
+_PEERS_SAMPLES = 20
 _SINK_PORT = 9999
 _KNOCKS_A_SECOND = 100
 _CONNTRACK = """
@@ -62,6 +62,7 @@ class Flood(Measurement):
 
     def __init__(self, scale: Scale, load: Load) -> None:
         self._samples = scale.samples
+        self._peers_samples = 2 if scale.quick else _PEERS_SAMPLES
         self._load = load
         knockers = [knocker for knocker in KNOCKERS if knocker is not NFPKD_DISKLESS]
         rates = _RATES[:1] if scale.quick else _RATES
@@ -89,7 +90,7 @@ class Flood(Measurement):
         knocker = case.knocker
         count = min(self._samples, knocker.most_samples)
         if not knocker.keeps_first_syn:
-            count = min(count, _MOST_SAMPLES_OF_PEERS)
+            count = min(count, self._peers_samples)
         retry = not knocker.keeps_first_syn
         with make_stage() as lab, knocker.running(lab) as door, clients(lab, door) as client:
             warm_up(client, knocker)
