@@ -31,11 +31,17 @@ queue.run()
 
 @contextlib.contextmanager
 def queue_rules(
-    network: Network, *, udp: bool = False, tcp_ports: Sequence[int] = (), payload_length: int = 0
+    network: Network,
+    *,
+    udp: bool = False,
+    tcp_ports: Sequence[int] = (),
+    payload_length: int = 0,
+    hook: str = "input",
+    priority: int = 0,
 ) -> Iterator[None]:
     """Have the server ask queue 0 about all UDP, or all of one length, and about every SYN to *tcp_ports*."""
     queue = nft.Chain(_TABLE, "ask")
-    base = nft.Chain(_TABLE, "arriving", "input", 0)
+    base = nft.Chain(_TABLE, "arriving", hook, priority)
     ask = nft.jump(queue.name)
     rules = []
     if udp:

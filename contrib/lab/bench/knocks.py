@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable
 
 from lab.bench.stage import CLIENT_CORE, on_core
-from lab.hosts import KNOCK_PORT
-from support.network import KEY, SERVER4, Network, make_knock
+from lab.hosts import KNOCK_PORT, TAG
+from support.network import SERVER4, Network, make_knock
 
 _BATCH = 16
 # linux/in.h: struct in_pktinfo, of which the address in the middle is where a datagram comes from.
@@ -17,12 +17,18 @@ _IP_PKTINFO = 8
 _PKTINFO = struct.Struct("=I4s4s")
 
 
-def make_knocks(count: int, *, key: str = KEY, tag: str = "PKD0") -> list[bytes]:
-    return [make_knock(KNOCK_PORT, key, tag) for _ in range(count)]
+def make_knocks(count: int, tag: str = TAG, port: int = KNOCK_PORT) -> list[bytes]:
+    return [make_knock(port, tag=tag) for _ in range(count)]
 
 
 def send_knocks(
-    network: Network, knocks: Iterable[bytes], *, rate: int = 0, sources: Iterable[str] = (), seconds: float = 1e9
+    network: Network,
+    knocks: Iterable[bytes],
+    port: int = KNOCK_PORT,
+    *,
+    rate: int = 0,
+    sources: Iterable[str] = (),
+    seconds: float = 1e9,
 ) -> int:
     """Send *knocks* at *rate* a second, or as fast as Python can; return how many were sent when *seconds* were over.
 
@@ -30,7 +36,7 @@ def send_knocks(
     """
     each = iter([_PKTINFO.pack(0, socket.inet_aton(source), bytes(4)) for source in sources])
     sent = 0
-    to = (SERVER4, KNOCK_PORT)
+    to = (SERVER4, port)
     with network.client.entered(), on_core(CLIENT_CORE), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         started = time.perf_counter()
         for knock in knocks:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from nfpkd.verifier.listeners import parse_listeners
 from support.network import Network
 
 # Inside a network namespace it shows that namespace's queues.
@@ -50,17 +51,18 @@ def memory_kib(pid: int, name: str = "VmRSS") -> int:
     return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
 
 
-def read(network: Network, pid: int) -> Reading:
+def _read(network: Network) -> Reading:
     with network.server.entered():
         table = _QUEUES.read_text()
-    return Reading(time.monotonic(), count_judged(table), cpu_seconds(pid))
+    # A netlink socket has its process's number, unless that has several.
+    return Reading(time.monotonic(), count_judged(table), cpu_seconds(parse_listeners(table)[0].port_id))
 
 
-def measure_judging(network: Network, pid: int, work: Callable[[], object]) -> Judging:
-    """Do *work*, which makes packets arrive, and return what *pid* did with them meanwhile."""
-    before = read(network, pid)
+def measure_judging(network: Network, work: Callable[[], object]) -> Judging:
+    """Do *work*, which makes packets arrive, and return what the listener on the server's queue did with them."""
+    before = _read(network)
     work()
-    after = read(network, pid)
+    after = _read(network)
     judged = after.judged - before.judged
     if judged <= 0:
         raise RuntimeError("no packet was judged")

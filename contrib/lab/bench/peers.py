@@ -31,6 +31,7 @@ FWKNOP_PORT = 62201
 _KNOCKD_SEQUENCE = (7000, 8000, 9000)
 # nf-pkd takes one knock in 5 s for a rule, so that samples take turns with rules.
 _NF_PKD_RULES = 60
+NF_PKD_TAG = "T000"
 _SERVED = range(PORT, PORT + _NF_PKD_RULES)
 
 

@@ -13,7 +13,7 @@ from lab.bench.floor import empty_listener, load_ruleset, queue_rules
 from lab.bench.knocks import make_knocks, send_knocks
 from lab.bench.measurement import Figure, Measurement, Scale, Target
 from lab.bench.opening import clients, summarise
-from lab.bench.peers import KNOCKERS, NF_PKD, NFPKD_DISKLESS, NFPKD_ITSELF, Knocker
+from lab.bench.peers import KNOCKERS, NF_PKD, NF_PKD_TAG, NFPKD_DISKLESS, NFPKD_ITSELF, Knocker
 from lab.bench.rows.opening import LATENCY, missing_knockers, warm_up
 from lab.bench.stage import LOAD_CORE, SERVER_CORE, guarding, make_stage, on_core, open_rule
 from lab.hosts import TAG, Lab
@@ -108,7 +108,7 @@ class Flood(Measurement):
         with contextlib.ExitStack() as stack:
             with on_core(LOAD_CORE):
                 if case.knocker in (NFPKD_ITSELF, NF_PKD):
-                    tag = "T000" if case.knocker is NF_PKD else TAG
+                    tag = NF_PKD_TAG if case.knocker is NF_PKD else TAG
                     flood = self._load.knocks(host, SERVER4, port, tag=tag, rate=case.rate, sources=case.sources)
                 else:
                     flood = self._load.udp(host, SERVER4, port, rate=case.rate)
@@ -127,7 +127,7 @@ class Unrelated(Measurement):
 
     name = "unrelated"
     title = "unrelated UDP packets through the host, while knocks arrive"
-    systems = ("no firewall", "nfpkd", "all UDP through user space", "conntrack alone")
+    systems = ("no firewall", "nfpkd", "all UDP through user space", "conntrack alone", "nf-pkd")
     figures = (Figure("arrived", "packets/s"), Figure("of those sent", "%"))
     reference = systems[0]
     targets = (Target("at least 0.95 of no firewall", "nfpkd", "arrived", at_least=0.95, of=(systems[0],)),)
@@ -135,6 +135,9 @@ class Unrelated(Measurement):
     def __init__(self, scale: Scale, load: Load) -> None:
         self._seconds = scale.seconds
         self._load = load
+
+    def missing(self) -> Mapping[str, str]:
+        return missing_knockers([NF_PKD])
 
     def run(self, system: str) -> Mapping[str, float]:
         with make_stage() as lab, contextlib.ExitStack() as stack:
@@ -146,6 +149,8 @@ class Unrelated(Measurement):
                 stack.enter_context(empty_listener(lab))
             elif system == self.systems[3]:
                 load_ruleset(lab.network, lab.folder, _CONNTRACK)
+            elif system == self.systems[4]:
+                stack.enter_context(NF_PKD.running(lab))
             with on_core(SERVER_CORE):
                 sink = stack.enter_context(self._load.sink(lab.network.server, _SINK_PORT))
             knocks = make_knocks(int(self._seconds * _KNOCKS_A_SECOND))

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from typing import Any
 
 from lab.bench.floor import empty_listener, queue_rules
 from lab.bench.knocks import make_knocks, send_knocks
 from lab.bench.measurement import Figure, Measurement, Scale, Target
 from lab.bench.meter import Judging, measure_judging
-from lab.bench.stage import LOAD_CORE, UNLIMITED, Service, guarding, make_stage, on_core, open_rule
-from lab.hosts import KNOCK_PORT, TAG, Lab
+from lab.bench.peers import NF_PKD, NF_PKD_TAG
+from lab.bench.stage import LOAD_CORE, UNLIMITED, guarding, make_stage, on_core, open_rule
+from lab.hosts import KNOCK_PORT, PORT, TAG, Lab
 from lab.load import Load
 from nfpkd.knock.wire import PAYLOAD_LENGTH
 from support.network import KEY, SERVER4
 
 _EMPTY, _GARBAGE, _GENUINE = "empty listener", "nfpkd, garbage", "nfpkd, genuine"
+_PEERS_GARBAGE, _PEERS_GENUINE = "nf-pkd, garbage", "nf-pkd, genuine"
 FIGURES = (Figure("judged", "packets/CPU s"), Figure("CPU", "us/packet"), Figure("by the clock", "packets/s"))
+# Where nfpkd asks its verifier: the later in a packet's way, the less is left for the verdict to pay.
+_PLACE: dict[str, Any] = {"hook": "prerouting", "priority": -160}
 # More than one core can send in a second.
 _KNOCKS_A_SECOND = 150_000
 _RULE_SIZES = (1, 10, 100)
@@ -26,10 +31,10 @@ _RULE_SIZES = (1, 10, 100)
 class Judged(Measurement):
     """Knock-shaped packets from one source, more than can be judged, for some seconds; the listener has its own core.
 
-    The empty listener is Python, too, takes its packets from the kernel as nfpkd does,
-    and accepts them unseen.  Garbage has the right tag.  Genuine knocks are remembered on
+    The empty listener is Python, too, takes its packets as nfpkd does,
+    from the same place, and accepts them unseen.  Garbage has the right tag.  Genuine knocks are remembered on
     disk and granted, all to one source; nfpkd logs warnings only (--quiet), and its
-    limits are opened.
+    limits are opened.  nf-pkd's cannot be: it judges all knocks and grants one in 5 s.
 
     "judged" is verdicts in a second of the listener's CPU time, the kernel's part of it
     included; "by the clock" is fewer where packets do not come fast enough to fill the core.
@@ -37,27 +42,38 @@ class Judged(Measurement):
 
     name = "judged"
     title = "knock-shaped packets judged a second on one core"
-    systems = (_EMPTY, _GARBAGE, _GENUINE)
+    systems = (_EMPTY, _GARBAGE, _GENUINE, _PEERS_GARBAGE, _PEERS_GENUINE)
     figures = FIGURES
     reference = _EMPTY
     targets = (
         Target("garbage: at least 0.85 of the empty listener", _GARBAGE, "judged", at_least=0.85, of=(_EMPTY,)),
         Target("genuine: at least 0.65 of the empty listener", _GENUINE, "judged", at_least=0.65, of=(_EMPTY,)),
+        Target("garbage: at least twice nf-pkd", _GARBAGE, "judged", at_least=2.0, of=(_PEERS_GARBAGE,)),
+        Target("genuine: at least twice nf-pkd", _GENUINE, "judged", at_least=2.0, of=(_PEERS_GENUINE,)),
     )
 
     def __init__(self, scale: Scale, load: Load) -> None:
         self._seconds = scale.seconds
         self._load = load
 
+    def missing(self) -> Mapping[str, str]:
+        why = NF_PKD.missing()
+        return {_PEERS_GARBAGE: why, _PEERS_GENUINE: why} if why else {}
+
     def run(self, system: str) -> Mapping[str, float]:
-        with make_stage() as lab:
+        with make_stage() as lab, contextlib.ExitStack() as stack:
+            tag, port = TAG, KNOCK_PORT
             if system == _EMPTY:
-                with queue_rules(lab.network, udp=True, payload_length=PAYLOAD_LENGTH), empty_listener(lab) as service:
-                    return describe(judge_garbage(lab, self._load, service, self._seconds))
-            with guarding_freely(lab, open_rule()) as service:
-                if system == _GARBAGE:
-                    return describe(judge_garbage(lab, self._load, service, self._seconds))
-                return describe(judge_genuine(lab, service, self._seconds))
+                stack.enter_context(queue_rules(lab.network, udp=True, payload_length=PAYLOAD_LENGTH, **_PLACE))
+                stack.enter_context(empty_listener(lab))
+            elif system in (_GARBAGE, _GENUINE):
+                stack.enter_context(guarding_freely(lab, open_rule()))
+            else:
+                stack.enter_context(NF_PKD.running(lab))
+                tag, port = NF_PKD_TAG, PORT
+            if system in (_GENUINE, _PEERS_GENUINE):
+                return describe(judge_genuine(lab, self._seconds, tag, port))
+            return describe(judge_garbage(lab, self._load, self._seconds, tag))
 
 
 class SharedTag(Measurement):
@@ -77,32 +93,32 @@ class SharedTag(Measurement):
     def run(self, system: str) -> Mapping[str, float]:
         count = int(system.split()[0])
         rules = [open_rule(name=f"rule-{number}", key=f"{KEY} {number}") for number in range(count)]
-        with make_stage() as lab, guarding_freely(lab, *rules) as service:
-            return describe(judge_garbage(lab, self._load, service, self._seconds))
+        with make_stage() as lab, guarding_freely(lab, *rules):
+            return describe(judge_garbage(lab, self._load, self._seconds))
 
 
-@contextmanager
-def guarding_freely(lab: Lab, *rules: dict[str, object]) -> Iterator[Service]:
+@contextlib.contextmanager
+def guarding_freely(lab: Lab, *rules: dict[str, object]) -> Iterator[None]:
     """Have nfpkd run without limits, logging warnings only; raises RuntimeError if it refused a knock."""
     lab.actions.write("rules.json", *rules)
     with guarding(lab, *UNLIMITED, "--quiet") as service:
-        yield service
+        yield
         if "refused" in (log := service.log.read_text()):
             raise RuntimeError(f"knocks were refused: {log[:200]}")
 
 
-def judge_garbage(lab: Lab, load: Load, service: Service, seconds: float) -> Judging:
-    with on_core(LOAD_CORE), load.knocks(lab.network.client, SERVER4, KNOCK_PORT, tag=TAG, rate=0) as traffic:
+def judge_garbage(lab: Lab, load: Load, seconds: float, tag: str = TAG) -> Judging:
+    with on_core(LOAD_CORE), load.knocks(lab.network.client, SERVER4, KNOCK_PORT, tag=tag, rate=0) as traffic:
         # The first packets find everything cold.
         time.sleep(min(0.2, seconds))
-        found = measure_judging(lab.network, service.pid, lambda: time.sleep(seconds))
+        found = measure_judging(lab.network, lambda: time.sleep(seconds))
         traffic.stop()
         return found
 
 
-def judge_genuine(lab: Lab, service: Service, seconds: float) -> Judging:
-    knocks = make_knocks(int(seconds * _KNOCKS_A_SECOND))
-    return measure_judging(lab.network, service.pid, lambda: send_knocks(lab.network, knocks, seconds=seconds))
+def judge_genuine(lab: Lab, seconds: float, tag: str, port: int) -> Judging:
+    knocks = make_knocks(int(seconds * _KNOCKS_A_SECOND), tag, port)
+    return measure_judging(lab.network, lambda: send_knocks(lab.network, knocks, port, seconds=seconds))
 
 
 def describe(found: Judging) -> dict[str, float]:
