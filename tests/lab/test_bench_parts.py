@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lab.bench.__main__ import FULL, QUICK, main
+from lab.bench.measurement import Scale
 from lab.bench.meter import count_judged
 from lab.bench.opening import summarise
 from lab.bench.rows import make_rows
@@ -62,9 +64,9 @@ def test_ports_stay_ports_for_a_hundred_thousand_rules() -> None:
     assert all(1 <= int(port) <= 65_535 for _, port in services)
 
 
-@pytest.mark.parametrize("scale", [QUICK, FULL])
-def test_rows_hang_together(scale: object, tmp_path: Path) -> None:
-    rows = make_rows(scale, Load(tmp_path))  # type: ignore[arg-type]
+@pytest.mark.parametrize("scale", [QUICK, FULL, replace(FULL, sizes=(*FULL.sizes, 100_000), long=True)])
+def test_rows_hang_together(scale: Scale, tmp_path: Path) -> None:
+    rows = make_rows(scale, Load(tmp_path))
     assert len({row.name for row in rows}) == len(rows)
     for row in rows:
         figures = {figure.name for figure in row.figures}

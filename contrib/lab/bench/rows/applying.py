@@ -14,6 +14,7 @@ from nfpkd.demo.process import NFPKD
 
 _APPLY, _CHECK, _NFT = "apply", "check", "nft -f"
 _PER_FILE = 100
+_LARGE = 10_000
 
 
 class Apply(Measurement):
@@ -32,10 +33,8 @@ class Apply(Measurement):
         cases = itertools.product(scale.sizes, (_NFT, _APPLY, _CHECK))
         self._cases = {f"{size:,} rules, {what}": (size, what) for size, what in cases}
         self.systems = tuple(self._cases)
-        largest = [size for size in scale.sizes if size >= 10_000]
-        self.targets = tuple(_at_most_twice_nft(size) for size in largest) + (
-            (_linear(*largest),) if len(largest) > 1 else ()
-        )
+        large = [size for size in scale.sizes if size >= _LARGE]
+        self.targets = (*map(_at_most_twice_nft, large[:1]), *(_linear(_LARGE, size) for size in large[1:]))
 
     def run(self, system: str) -> Mapping[str, float]:
         size, what = self._cases[system]
