@@ -7,7 +7,7 @@ import struct
 import time
 from collections.abc import Iterable
 
-from lab.bench.stage import CLIENT_CORE, on_core
+from lab.bench.cores import CLIENT_CORE, on_core
 from lab.hosts import KNOCK_PORT, TAG
 from support.network import SERVER4, Network, make_knock
 

@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from lab.bench.cores import CLIENT_CORE, on_core
 from lab.bench.figures import percentile
-from lab.bench.stage import CLIENT_CORE, on_core
 from lab.hosts import Lab
 from support.network import SERVER4, listen_tcp
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import tempfile
 import time
@@ -12,35 +11,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lab.bench.cores import SERVER_CORE, on_core
+from lab.bench.timing import time_command
 from lab.hosts import ANY_RATE, PORT, Lab
 from nfpkd.demo.namespaces import Namespace
+from nfpkd.demo.process import NFPKD
 from nfpkd.firewall.kernel import NftablesKernel
 from nfpkd.firewall.layout import TABLE
 from support.network import KEY, eventually, make_network
 
-PATIENCE_SECONDS = 60.0
-
-# Clients, servers and floods each on one core, the same in every round.  With two
-# cores the flood shares the client's: what is measured is the server.
-_CORES = sorted(os.sched_getaffinity(0))
-CLIENT_CORE, SERVER_CORE, LOAD_CORE = (_CORES[index % len(_CORES)] for index in range(3))
+# A start with 100,000 rules takes its time.
+PATIENCE_SECONDS = 300.0
 
 # What a daemon is given that is to judge whatever comes: the most that --source-limit takes.
 UNLIMITED = ("--source-limit", "1000000")
 
 # The first port of rules by the thousand.
 FIRST_PORT = 10_000
-
-
-@contextlib.contextmanager
-def on_core(core: int) -> Iterator[None]:
-    """Keep this thread on *core*, and what it starts meanwhile for good."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 @contextlib.contextmanager
@@ -125,6 +112,11 @@ def many_rules(count: int, first: int = 0) -> list[dict[str, Any]]:
         }
         for number in range(first, first + count)
     ]
+
+
+def apply_rules(lab: Lab) -> None:
+    """Apply the lab's rule files and leave the guard; raises RuntimeError if nfpkd refuses."""
+    time_command(lab.network.server, [*NFPKD, "apply", "--actions", str(lab.actions.path)])
 
 
 def write_rules(folder: Path, rules: Sequence[dict[str, Any]], per_file: int = 1000) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lab.bench.stage import SERVER_CORE, on_core
+from lab.bench.cores import SERVER_CORE, on_core
 from nfpkd.demo.namespaces import Namespace
 
 # Small, because what a process has resident counts for what it starts, too, until that is another program.

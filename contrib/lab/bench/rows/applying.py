@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lab.bench.measurement import Figure, Measurement, Scale, Target
-from lab.bench.stage import make_stage, many_rules, write_rules
+from lab.bench.stage import apply_rules, make_stage, many_rules, write_rules
 from lab.bench.timing import time_command
 from lab.hosts import Lab
 from nfpkd.demo.process import NFPKD
@@ -49,9 +49,7 @@ class Apply(Measurement):
 
 def dump_ruleset(lab: Lab) -> Path:
     """Return a file of what the lab's rules come to in nft's language, with nothing in the server's kernel."""
-    done = lab.network.nfpkd("apply", "--actions", str(lab.actions.path))
-    if done.returncode:
-        raise RuntimeError(f"nfpkd apply failed: {done.stderr}")
+    apply_rules(lab)
     listed = lab.network.nft("list", "table", "inet", "nfpkd")
     lab.network.nft("delete", "table", "inet", "nfpkd")
     file = lab.folder / "ruleset.nft"

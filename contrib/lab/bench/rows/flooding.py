@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from lab.bench.cores import LOAD_CORE, SERVER_CORE, on_core
 from lab.bench.floor import empty_listener, load_ruleset, queue_rules
 from lab.bench.knocks import make_knocks, send_knocks
 from lab.bench.measurement import Figure, Measurement, Scale, Target
 from lab.bench.opening import clients, summarise
 from lab.bench.peers import KNOCKERS, NF_PKD, NF_PKD_TAG, NFPKD_DISKLESS, NFPKD_ITSELF, Knocker
 from lab.bench.rows.opening import LATENCY, missing_knockers, warm_up
-from lab.bench.stage import LOAD_CORE, SERVER_CORE, guarding, make_stage, on_core, open_rule
+from lab.bench.stage import guarding, make_stage, open_rule
 from lab.hosts import TAG, Lab
 from lab.load import Load, Traffic
 from support.network import SERVER4

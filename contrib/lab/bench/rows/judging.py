@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lab.bench.cores import LOAD_CORE, on_core
 from lab.bench.floor import empty_listener, queue_rules
 from lab.bench.knocks import make_knocks, send_knocks
 from lab.bench.measurement import Figure, Measurement, Scale, Target
 from lab.bench.meter import Judging, measure_judging
 from lab.bench.peers import NF_PKD, NF_PKD_TAG
-from lab.bench.stage import LOAD_CORE, UNLIMITED, guarding, make_stage, on_core, open_rule
+from lab.bench.stage import UNLIMITED, guarding, make_stage, open_rule
 from lab.hosts import KNOCK_PORT, PORT, TAG, Lab
 from lab.load import Load
 from nfpkd.knock.wire import PAYLOAD_LENGTH

@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
+from lab.bench.cores import CLIENT_CORE, on_core
 from lab.bench.figures import percentile
 from lab.bench.floor import empty_listener, load_ruleset, queue_rules
 from lab.bench.measurement import Figure, Measurement, Scale, Target
-from lab.bench.stage import CLIENT_CORE, guarding, make_stage, on_core, open_rule, serving
+from lab.bench.stage import guarding, make_stage, open_rule, serving
 from lab.hosts import PORT, Lab
 from support.network import CLIENT4, SERVER4, eventually, knock, outcome
 
