@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from lab.bench.measurement import Figure, Measurement, Scale, Target
 from lab.bench.opening import Client, Sample, clients, summarise
-from lab.bench.peers import FWKNOP_PCAP, FWKNOP_UDP, KNOCKERS, NF_PKD, NFPKD_ITSELF, Knocker
+from lab.bench.peers import FWKNOP_PCAP, FWKNOP_UDP, KNOCKERS, NF_PKD, NFPKD_ITSELF, WARM_UP, Knocker
 from lab.bench.stage import make_stage
 
 LATENCY = (Figure("p50", "ms"), Figure("p99", "ms"), Figure("lost", "knocks"))
-# The first knock finds caches empty and code unread; it is not counted.
-_WARM_UP = 3
 # Well under the second after which the client's kernel would send the SYN again.
 _SYN_PATIENCE_SECONDS = 0.2
 _GAPS = {"0 us": 0.0, "50 us": 50e-6, "100 us": 100e-6}
@@ -91,7 +89,8 @@ def missing_knockers(knockers: Sequence[Knocker]) -> dict[str, str]:
 
 def warm_up(client: Client, knocker: Knocker) -> None:
     """Open a few doors before any is counted, and make sure that they open at all."""
-    if not any(client.open_door(retry=not knocker.keeps_first_syn) for _ in range(_WARM_UP)):
+    opened = [client.open_door(retry=not knocker.keeps_first_syn) for _ in range(WARM_UP)]
+    if not any(opened):
         raise RuntimeError("nobody gets in")
 
 
