@@ -59,7 +59,7 @@ LAYERS = [
         "rules.schema",
         "rules.loader",
         "rules.watch",
-        "firewall.batch",
+        "firewall.channel",
         "firewall.compat",
         "firewall.elements",
         "firewall.kernel",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import struct
 
-from nfpkd.firewall.batch import NLM_F_APPEND, NLM_F_CREATE, Message, send_batch
+from nfpkd.firewall.channel import NLM_F_APPEND, NLM_F_CREATE, Channel, Message
 from nfpkd.firewall.netlink import pack_attribute, pack_nested, pack_text
 
 _NFT_MSG_NEWTABLE = 0
@@ -43,7 +43,10 @@ _NFQ_FLAG_BYPASS = 0x01
 
 
 class CompatQueue:
-    """Adds queue rules as xtables targets, in the network namespace of the calling thread."""
+    """Adds queue rules as xtables targets, through *channel*."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
 
     def is_supported(self) -> bool:
         """Ask the kernel, by a batch without an end, which it checks and then forgets."""
@@ -55,14 +58,14 @@ class CompatQueue:
             _add_rule(_queue_rule(table, chain, 0, "")),
         )
         try:
-            send_batch(messages, commit=False)
+            self._channel.send_batch(messages, commit=False)
         except OSError:
             return False
         return True
 
     def add_rule(self, table: str, chain: str, number: int, comment: str) -> None:
         """Append ``queue num NUMBER bypass`` to *chain* of an inet table; raises OSError as the kernel refuses."""
-        send_batch([_add_rule(_queue_rule(table, chain, number, comment))])
+        self._channel.send_batch([_add_rule(_queue_rule(table, chain, number, comment))])
 
 
 def _add_rule(described: bytes) -> Message:

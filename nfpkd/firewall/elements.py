@@ -15,7 +15,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from nfpkd.firewall.batch import NLM_F_CREATE, Message
+from nfpkd.firewall.channel import NLM_F_CREATE, Message
 from nfpkd.firewall.doors import parse_door
 from nfpkd.firewall.layout import TABLE
 from nfpkd.firewall.netlink import pack_attribute, pack_nested, pack_text, pad

@@ -6,13 +6,13 @@ import functools
 import json
 import re
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from nfpkd.errors import KernelError, NetlinkError
 from nfpkd.firewall import nft
-from nfpkd.firewall.batch import send_batch
+from nfpkd.firewall.channel import Channel, Message
 from nfpkd.firewall.compat import CompatQueue
 from nfpkd.firewall.elements import pack_grants
 from nfpkd.firewall.nft import Json, Table, Transaction
@@ -83,7 +83,11 @@ class NftablesKernel:
         self._nft.set_numeric_proto_output(True)
         # One context used by two threads at once crashes.
         self._lock = threading.RLock()
-        self._compat = CompatQueue()
+        try:
+            self._channel = Channel()
+        except OSError as error:
+            raise KernelError(f"this kernel cannot be asked about its firewall: {error.strerror}") from None
+        self._compat = CompatQueue(self._channel)
 
     def check(self, transaction: Transaction) -> None:
         with self._lock:
@@ -92,13 +96,10 @@ class NftablesKernel:
 
     def apply(self, transaction: Transaction) -> None:
         grants = pack_grants(transaction.commands)
-        if grants is not None:
-            try:
-                send_batch(grants)
-            except OSError as error:
-                raise _refusal(error.strerror or str(error)) from None
-            return
         with self._lock:
+            if grants is not None:
+                self._send(grants)
+                return
             commands, queue_rules = self._split_queue_rules(transaction)
             self._run(commands)
             for rule in queue_rules:
@@ -130,9 +131,15 @@ class NftablesKernel:
                         raise KernelError(f"the table cannot be read: {error}") from None
         raise AssertionError("unreachable: the last attempt returns or raises")
 
+    def _send(self, messages: Sequence[Message]) -> None:
+        try:
+            self._channel.send_batch(messages)
+        except OSError as error:
+            raise _refusal(error.strerror or str(error)) from None
+
     def _survey(self, table: Table, passed_over: Collection[str]) -> Listing | None:
         try:
-            outline = read_outline(table)
+            outline = read_outline(self._channel, table)
         except OSError as error:
             raise _refusal(error.strerror or str(error)) from None
         for entry in outline or ():

@@ -210,9 +210,9 @@ class TableMonitor:
 
 def parse_notifications_untrusted(data: bytes) -> Iterator[Touch | End]:
     """Yield what the messages in *data* tell of nf_tables; raises NetlinkError if they are not what they should be."""
-    for kind, _, sender, body in iterate_messages(data):
-        if kind >> 8 == NFNL_SUBSYS_NFTABLES:
-            yield from _parse_message(kind & 0xFF, sender, body)
+    for message in iterate_messages(data):
+        if message.kind >> 8 == NFNL_SUBSYS_NFTABLES:
+            yield from _parse_message(message.kind & 0xFF, message.sender, message.body)
 
 
 def _parse_message(kind: int, sender: int, body: bytes) -> Iterator[Touch | End]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from nfpkd.errors import NetlinkError
 
@@ -51,16 +52,26 @@ def pack_text(text: str) -> bytes:
     return text.encode() + b"\0"
 
 
-def iterate_messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield type, flags, sender and body of each message in *data*; raises NetlinkError for a wrong length."""
+class Received(NamedTuple):
+    """One message: what its header says, and what is behind that."""
+
+    kind: int
+    flags: int
+    sequence: int
+    sender: int
+    body: bytes
+
+
+def iterate_messages(data: bytes) -> Iterator[Received]:
+    """Yield the messages in *data*; raises NetlinkError for a wrong length."""
     offset = 0
     while offset < len(data):
         if offset + HEADER.size > len(data):
             raise NetlinkError("a message is cut off")
-        length, kind, flags, _, sender = HEADER.unpack_from(data, offset)
+        length, kind, flags, sequence, sender = HEADER.unpack_from(data, offset)
         if length < HEADER.size or offset + length > len(data):
             raise NetlinkError("a message has the wrong length")
-        yield kind, flags, sender, data[offset + HEADER.size : offset + length]
+        yield Received(kind, flags, sequence, sender, data[offset + HEADER.size : offset + length])
         offset += pad(length)
 
 

@@ -9,31 +9,13 @@ attributes are in network byte order.
 
 from __future__ import annotations
 
-import os
-import socket
 import struct
 from collections.abc import Iterator
 
-from nfpkd.errors import NetlinkError
-from nfpkd.firewall.netlink import (
-    HEADER,
-    NETLINK_NETFILTER,
-    NFGENMSG,
-    NFNL_SUBSYS_NFTABLES,
-    NFPROTO_INET,
-    iterate_attributes,
-    iterate_messages,
-    pack_attribute,
-    pack_text,
-    text_of,
-)
+from nfpkd.firewall.channel import Channel
+from nfpkd.firewall.netlink import NFGENMSG, iterate_attributes, pack_attribute, pack_text, text_of
 from nfpkd.firewall.nft import Json, Table
 
-_NLM_F_REQUEST = 0x001
-_NLM_F_DUMP = 0x300
-_NLM_F_DUMP_INTR = 0x010
-_NLMSG_ERROR = 2
-_NLMSG_DONE = 3
 _NFT_MSG_GETRULE = 7
 _NFT_MSG_GETSET = 10
 _NFT_MSG_GETOBJ = 19
@@ -54,53 +36,32 @@ _NFTA_COUNTER_BYTES = 1
 _NFTA_COUNTER_PACKETS = 2
 _NFTNL_UDATA_RULE_COMMENT = 0
 
-_ERRNO = struct.Struct("=i")
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
-# The kernel fills what it is given, up to 32 KiB.
-_BUFFER = 1 << 16
-_PATIENCE_SECONDS = 5
 
 
-def read_outline(table: Table) -> list[Json] | None:
+def read_outline(channel: Channel, table: Table) -> list[Json] | None:
     """Return what inet *table* holds as nft would list it, or None if there is no such table.
 
     Sets and maps come without their elements, and rules with their comment and the names of their
     expressions alone.  Raises NetlinkError if the table changed meanwhile, and OSError as the kernel refuses.
     """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as sock:
-        # The kernel answers while it is asked; this only bounds a surprise.
-        sock.settimeout(_PATIENCE_SECONDS)
-        try:
-            sets = [_parse_set(body) for body in _dump(sock, _NFT_MSG_GETSET, table)]
-        except FileNotFoundError:
-            return None
-        counters = [_parse_object(body) for body in _dump(sock, _NFT_MSG_GETOBJ, table)]
-        rules = [_parse_rule(body) for body in _dump(sock, _NFT_MSG_GETRULE, table)]
+    try:
+        sets = [_parse_set(body) for body in _dump(channel, _NFT_MSG_GETSET, table)]
+    except FileNotFoundError:
+        return None
+    counters = [_parse_object(body) for body in _dump(channel, _NFT_MSG_GETOBJ, table)]
+    rules = [_parse_rule(body) for body in _dump(channel, _NFT_MSG_GETRULE, table)]
     return [entry for entry in (*counters, *sets, *rules) if entry is not None]
 
 
-def _dump(sock: socket.socket, kind: int, table: Table) -> Iterator[bytes]:
+def _dump(channel: Channel, kind: int, table: Table) -> Iterator[bytes]:
     """Yield the bodies of all that *table* has of a kind."""
-    name = pack_attribute(_NFTA_TABLE, pack_text(table.name))
-    content = NFGENMSG.pack(NFPROTO_INET, 0, 0) + name
-    message_type = (NFNL_SUBSYS_NFTABLES << 8) | kind
-    sock.send(HEADER.pack(HEADER.size + len(content), message_type, _NLM_F_REQUEST | _NLM_F_DUMP, kind, 0) + content)
-    interrupted = False
-    while True:
-        for found, flags, _, body in iterate_messages(sock.recv(_BUFFER)):
-            interrupted = interrupted or bool(flags & _NLM_F_DUMP_INTR)
-            if found in (_NLMSG_ERROR, _NLMSG_DONE):
-                (negative,) = _ERRNO.unpack_from(body)
-                if negative:
-                    raise OSError(-negative, os.strerror(-negative))
-                if interrupted:
-                    raise NetlinkError("the table changed while it was read")
-                return
-            attributes = dict(iterate_attributes(body, NFGENMSG.size))
-            # A kernel that does not know how to filter tells of other tables, too.
-            if text_of(attributes.get(_NFTA_TABLE, b"")) == table.name:
-                yield body
+    for body in channel.dump(kind, pack_attribute(_NFTA_TABLE, pack_text(table.name))):
+        attributes = dict(iterate_attributes(body, NFGENMSG.size))
+        # A kernel that does not know how to filter tells of other tables, too.
+        if text_of(attributes.get(_NFTA_TABLE, b"")) == table.name:
+            yield body
 
 
 def _parse_set(body: bytes) -> Json | None:

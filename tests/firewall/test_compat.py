@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from nfpkd.firewall import compat, nft
+from nfpkd.firewall import nft
+from nfpkd.firewall.channel import Channel
 from nfpkd.firewall.compat import CompatQueue
 from nfpkd.firewall.kernel import NftablesKernel
 from nfpkd.firewall.nft import Chain, Json, Table, Transaction
@@ -15,7 +16,7 @@ HOUSE = Table("inet", "house")
 
 @pytest.fixture
 def queue(real_kernel: NftablesKernel) -> CompatQueue:
-    made = CompatQueue()
+    made = CompatQueue(real_kernel._channel)
     if not made.is_supported():
         pytest.skip("this kernel has no nft_compat or no xt_NFQUEUE")
     real_kernel.apply(Transaction((nft.add_table(HOUSE), nft.add(Chain(HOUSE, "door")))))
@@ -73,5 +74,5 @@ def test_a_refused_question_means_no_support(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EPERM, "not allowed")
 
-    monkeypatch.setattr(compat, "send_batch", refuse)
-    assert not CompatQueue().is_supported()
+    monkeypatch.setattr(Channel, "send_batch", refuse)
+    assert not CompatQueue(Channel()).is_supported()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nfpkd.errors import KernelError
+from nfpkd.errors import KernelError, NetlinkError
 from nfpkd.firewall import kernel as kernel_module
 from nfpkd.firewall import layout, nft
 from nfpkd.firewall.kernel import NftablesKernel, has_net_admin
@@ -85,7 +85,7 @@ def binding(monkeypatch: pytest.MonkeyPatch) -> Binding:
 @pytest.fixture
 def compat(monkeypatch: pytest.MonkeyPatch) -> Compat:
     made = Compat()
-    monkeypatch.setattr(kernel_module, "CompatQueue", lambda: made)
+    monkeypatch.setattr(kernel_module, "CompatQueue", lambda _: made)
     return made
 
 
@@ -286,3 +286,34 @@ def test_libnftables_is_asked_for_numbers_and_json(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(binding, "set_numeric_proto_output", lambda on: wanted.append(("numeric", on)))
     NftablesKernel()
     assert sorted(wanted) == [("json", True), ("numeric", True)]
+
+
+# A survey
+
+
+@pytest.mark.parametrize("trouble", [NetlinkError("it changed while it was read"), KernelError("no such set")])
+def test_a_survey_of_what_changes_meanwhile_is_made_again(
+    kernel: NftablesKernel, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    answers: list[Exception | list[Json]] = [trouble, [{"set": {"name": "flood"}}]]
+
+    def read(*_: object) -> list[Json]:
+        found = answers.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(kernel_module, "read_outline", read)
+    assert kernel.survey(TABLE, {"flood"}) == [{"set": {"name": "flood"}}]
+    answers[:] = [trouble] * 10
+    with pytest.raises(KernelError, match="cannot be read"):
+        kernel.survey(TABLE, ())
+
+
+def test_a_survey_passes_on_a_refusal(kernel: NftablesKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> list[Json]:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(kernel_module, "read_outline", refuse)
+    with pytest.raises(KernelError, match="Operation not permitted"):
+        kernel.survey(TABLE, ())

@@ -11,65 +11,82 @@ from hypothesis import strategies as st
 
 from nfpkd.errors import NetlinkError
 from nfpkd.firewall import nft, outline
+from nfpkd.firewall.channel import Channel
 from nfpkd.firewall.kernel import NftablesKernel
-from nfpkd.firewall.netlink import HEADER, NFGENMSG, iterate_attributes, iterate_messages, pack_attribute, text_of
+from nfpkd.firewall.netlink import (
+    HEADER,
+    NFGENMSG,
+    iterate_attributes,
+    iterate_messages,
+    pack_attribute,
+    pack_text,
+    text_of,
+)
 from nfpkd.firewall.nft import Set, Table, Transaction
 
 HOUSE = Table("inet", "house")
-DONE = HEADER.pack(HEADER.size + 4, 3, 0, 0, 0) + struct.pack("=i", 0)
+
+
+def done(sequence: int, error: int = 0, kind: int = 3) -> bytes:
+    return HEADER.pack(HEADER.size + 4, kind, 0, sequence, 0) + struct.pack("=i", -error)
 
 
 class Socket:
-    """Answers every question with the same datagrams."""
+    """Answers each question with what *answer* makes of its sequence number."""
 
-    def __init__(self, *answers: bytes) -> None:
-        self._answers = answers
-        self._left: list[bytes] = []
-
-    def __enter__(self) -> Socket:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    def __init__(self, answer: Callable[[int], bytes]) -> None:
+        self._answer = answer
+        self._asked = 0
 
     def settimeout(self, _: float) -> None:
         pass
 
-    def send(self, _: bytes) -> None:
-        self._left = list(self._answers)
+    def send(self, question: bytes) -> None:
+        self._asked = HEADER.unpack_from(question)[3]
+
+    def close(self) -> None:
+        pass
 
     def recv(self, _: int) -> bytes:
-        return self._left.pop(0)
+        return self._answer(self._asked)
 
 
 @pytest.fixture
-def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def use(*answers: bytes) -> None:
-        monkeypatch.setattr("socket.socket", lambda *_: Socket(*answers))
+def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bytes]], Channel]:
+    def make(answer: Callable[[int], bytes]) -> Channel:
+        monkeypatch.setattr("socket.socket", lambda *_: Socket(answer))
+        return Channel()
 
-    return use
-
-
-def of_table(name: str, flags: int = 0) -> bytes:
-    body = NFGENMSG.pack(1, 0, 0) + pack_attribute(1, name.encode() + b"\0") + pack_attribute(2, b"x\0")
-    return HEADER.pack(HEADER.size + len(body), 10 << 8 | 9, flags, 0, 0) + body
+    return make
 
 
-def test_what_changed_while_it_was_read_is_not_believed(answer: Callable[..., None]) -> None:
-    answer(of_table("house", flags=0x10), DONE)
+Answering = Callable[[Callable[[int], bytes]], Channel]
+
+
+def of_table(name: str, sequence: int, flags: int = 0) -> bytes:
+    body = NFGENMSG.pack(1, 0, 0) + pack_attribute(1, pack_text(name)) + pack_attribute(2, b"x\0")
+    return HEADER.pack(HEADER.size + len(body), 10 << 8 | 9, flags, sequence, 0) + body
+
+
+def test_what_changed_while_it_was_read_is_not_believed(answering: Answering) -> None:
+    channel = answering(lambda asked: of_table("house", asked, flags=0x10) + done(asked))
     with pytest.raises(NetlinkError, match="changed"):
-        outline.read_outline(HOUSE)
+        outline.read_outline(channel, HOUSE)
 
 
-def test_what_the_kernel_tells_of_other_tables_is_passed_over(answer: Callable[..., None]) -> None:
-    answer(of_table("other") + DONE)
-    assert outline.read_outline(HOUSE) == []
+def test_what_the_kernel_tells_of_other_tables_is_passed_over(answering: Answering) -> None:
+    channel = answering(lambda asked: of_table("other", asked) + done(asked))
+    assert outline.read_outline(channel, HOUSE) == []
 
 
-def test_a_refusal_is_raised(answer: Callable[..., None]) -> None:
-    answer(HEADER.pack(HEADER.size + 4, 2, 0, 0, 0) + struct.pack("=i", -1))
+def test_answers_to_other_questions_are_passed_over(answering: Answering) -> None:
+    channel = answering(lambda asked: done(asked - 1, error=1) + of_table("house", asked - 1) + done(asked))
+    assert outline.read_outline(channel, HOUSE) == []
+
+
+def test_a_refusal_is_raised(answering: Answering) -> None:
     with pytest.raises(PermissionError):
-        outline.read_outline(HOUSE)
+        outline.read_outline(answering(lambda asked: done(asked, error=1, kind=2)), HOUSE)
 
 
 @pytest.mark.netns
@@ -97,8 +114,8 @@ def test_attributes_come_back_as_they_were_packed(attributes: list[tuple[int, by
 @given(st.binary(max_size=200))
 def test_messages_are_read_or_refused(data: bytes) -> None:
     try:
-        for _, _, _, body in iterate_messages(data):
-            list(iterate_attributes(body))
+        for message in iterate_messages(data):
+            list(iterate_attributes(message.body))
     except NetlinkError:
         pass
 
