@@ -56,7 +56,7 @@ class Settings:
     user: str = ""
     strict_modes: bool = True
     log_level: int = logging.INFO
-    log_format: str = "text"
+    log_format: str = "auto"
 
 
 class Daemon:

@@ -53,6 +53,7 @@ LAYERS = [
     # Adapters: the kernel, files, sockets.
     {
         "logs",
+        "journal",
         "instance",
         "privileges",
         "confirmation",

@@ -115,12 +115,13 @@ def apply(
 )
 @click.option(
     "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
+    type=click.Choice(["auto", "text", "json", "journal"]),
+    default="auto",
     envvar="NFPKD_LOG_FORMAT",
     show_default=True,
     show_envvar=True,
-    help="How log lines look, on standard error.",
+    help="How to log: lines on standard error, or fields to systemd's journal; auto takes the journal where"
+    " standard error leads to it, and text elsewhere.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Also log packets that look like knocks but are none.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
