@@ -80,6 +80,7 @@ LAYERS = [
         "verifier.store",
         "demo.namespaces",
         "demo.process",
+        "metrics",
         "status",
     },
     # Whole programs, and what only they are made of.

@@ -13,8 +13,8 @@ from nfpkd.cli.shared import (
     EXIT_REFUSED,
     actions_option,
     count,
-    format_option,
     load,
+    make_format_option,
     open_firewall,
     queue_option,
     source_limit_option,
@@ -199,17 +199,18 @@ def rollback(generation: str, seconds: float) -> None:
 
 
 @click.command()
-@format_option
+@make_format_option("text", "json", "prometheus")
 @click.option("--watch", is_flag=True, help="Show it anew every second, until Ctrl-C.")
 def status(form: str, watch: bool) -> None:
     """Show what is guarded, who is let in and for how long, and the counters, as the kernel has them."""
     import time
 
+    from nfpkd.metrics import render_prometheus
     from nfpkd.status import render_json, render_text
     from nfpkd.verifier.listeners import find_queue_listeners
 
     firewall = open_firewall()
-    render = render_json if form == "json" else render_text
+    render = {"text": render_text, "json": render_json, "prometheus": render_prometheus}[form]
     while True:
         shown = render(firewall.read_state(), find_queue_listeners())
         if watch and form == "text":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from nfpkd.firewall.firewall import Firewall
     from nfpkd.rules.build import PlacedRule
     from nfpkd.rules.loader import Loaded
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 EXIT_RULES = 1
 EXIT_REFUSED = 3
@@ -73,16 +75,22 @@ state_dir_option = click.option(
     metavar="DIR",
     help="Where knocks are remembered, so that none is good twice, over a restart too; none for nowhere.",
 )
-format_option = click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    envvar="NFPKD_FORMAT",
-    show_default=True,
-    show_envvar=True,
-    help="For people, or for programs.",
-)
+
+
+def make_format_option(*forms: str) -> Callable[[_F], _F]:
+    return click.option(
+        "--format",
+        "form",
+        type=click.Choice(forms),
+        default=forms[0],
+        envvar="NFPKD_FORMAT",
+        show_default=True,
+        show_envvar=True,
+        help="For people, or for programs.",
+    )
+
+
+format_option = make_format_option("text", "json")
 
 
 def load(actions: Path, strict_modes: bool, places: list[PlacedRule] | None = None) -> Loaded:

@@ -87,6 +87,8 @@ def test_status_tells_what_the_kernel_holds(network: Network, actions: Actions, 
         (grant,) = told["grants"]
         assert (grant["source"], grant["port"], grant["rule"]) == (CLIENT4, PORT, "door")
         assert 0 < grant["expires"] <= 60
+        metrics = network.nfpkd("status", "--format", "prometheus").stdout.splitlines()
+        assert {"nfpkd_up 1", "nfpkd_knock_packets_total 1", 'nfpkd_granted_sources{rule="door"} 1'} <= set(metrics)
 
 
 def test_teardown_is_harmless_when_there_is_nothing(network: Network, apply: list[str]) -> None:
