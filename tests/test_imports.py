@@ -94,7 +94,7 @@ LAYERS = [
         "verifier.repair",
         "verifier.verifier",
     },
-    {"cli.shared"},
+    {"cli.completion", "cli.shared"},
     {"cli.client", "cli.doctor", "cli.guard", "cli.importing", "cli.people", "cli.rules"},
     {"__main__"},
 ]

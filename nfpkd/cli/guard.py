@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nfpkd.cli.completion import complete_user
 from nfpkd.cli.shared import (
     EXIT_REFUSED,
     actions_option,
@@ -99,6 +100,7 @@ def apply(
 @click.option(
     "--user",
     default="",
+    shell_complete=complete_user,
     envvar="NFPKD_USER",
     show_envvar=True,
     metavar="NAME",

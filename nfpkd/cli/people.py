@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from nfpkd.cli.completion import complete_granted_address, complete_granted_rule, complete_rule
 from nfpkd.cli.shared import actions_option, load, open_firewall, strict_modes_option
 from nfpkd.errors import KernelError
 
 
 @click.command()
-@click.argument("rule")
+@click.argument("rule", shell_complete=complete_rule)
 @click.argument("address")
 @click.option(
     "--for",
@@ -42,8 +43,8 @@ def grant(rule: str, address: str, seconds: int | None, actions: Path, strict_mo
 
 
 @click.command()
-@click.argument("rule", required=False, default="")
-@click.argument("address", required=False, default="")
+@click.argument("rule", required=False, default="", shell_complete=complete_granted_rule)
+@click.argument("address", required=False, default="", shell_complete=complete_granted_address)
 @click.option("--all", "everything", is_flag=True, help="Take back every grant of every rule.")
 def revoke(rule: str, address: str, everything: bool) -> None:
     """Take back what a knock for RULE opened: for ADDRESS, or for everybody.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from nfpkd.cli.completion import complete_interface
+
 if TYPE_CHECKING:
     from nfpkd.errors import Problem
     from nfpkd.firewall.firewall import Firewall
@@ -43,6 +45,7 @@ trust_interface_option = click.option(
     "--trust-interface",
     "trusted",
     multiple=True,
+    shell_complete=complete_interface,
     envvar="NFPKD_TRUST_INTERFACE",
     show_envvar=True,
     metavar="NAME",
