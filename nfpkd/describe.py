@@ -1,27 +1,37 @@
-"""A rule in one line, for people."""
+"""A rule in one line, for people; many in columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 from nfpkd.rules.model import DEFAULT_RATE, ONE_ADDRESS, Rule, TimedKey, format_tag
+from nfpkd.text import Paint, Role, align, plain
 
 
 def describe_rule(rule: Rule) -> str:
     """Return what *rule* does, without its keys."""
-    return f"{rule.name}: {'; '.join((_describe_effect(rule), *_describe_conditions(rule)))}"
+    return " ".join(filter(None, _describe(rule)))
+
+
+def describe_rules(rules: Iterable[Rule], paint: Paint = plain) -> Iterator[str]:
+    """Yield what each of *rules* does, in columns."""
+    rules = list(rules)
+    for rule, line in zip(rules, align(map(_describe, rules), indent=""), strict=True):
+        yield paint(Role.HEADING, rule.name) + line.removeprefix(rule.name)
+
+
+def _describe(rule: Rule) -> tuple[str, str, str]:
+    where = f" on {', '.join(rule.interfaces)}" if rule.interfaces else ""
+    services = f"{rule.describe_services()}{where}" if rule.ports else ""
+    return f"{rule.name}:", services, "; ".join((_describe_effect(rule), *_describe_conditions(rule)))
 
 
 def _describe_effect(rule: Rule) -> str:
     if not rule.ports:
         return f"runs {rule.trigger.command[0]} at a knock with tag {format_tag(rule.tag)}"
-    where = f" on {', '.join(rule.interfaces)}" if rule.interfaces else ""
     once = " for one connection" if rule.once else ""
-    return (
-        f"{rule.describe_services()}{where} opens for {rule.window} s{once} to tag {format_tag(rule.tag)}, "
-        f"others get {rule.reject.value}"
-    )
+    return f"opens for {rule.window} s{once} to tag {format_tag(rule.tag)}, others get {rule.reject.value}"
 
 
 def _describe_conditions(rule: Rule) -> Iterator[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from nfpkd.firewall.doors import Mode
 from nfpkd.firewall.ruleset import Ruleset
 from nfpkd.firewall.state import Grant, State, family_of
 from nfpkd.rules.model import PortRange, Protocol, Reject, Service
+from nfpkd.text import Paint, Role, align, plain
 from nfpkd.verifier.listeners import Listener
 
 _COUNTERS = {
@@ -26,60 +27,65 @@ _NOTES = {Mode.PLAIN: "", Mode.EXTEND: "renewed by traffic", Mode.ONCE: "one con
 _SAME_END = 2
 
 
-def render_text(state: State | None, listeners: Mapping[int, Listener]) -> str:
+def render_text(state: State | None, listeners: Mapping[int, Listener], paint: Paint = plain) -> str:
     """Return *state* for people; *listeners* are the packet queues in use."""
     if state is None:
-        return "nfpkd guards nothing here: there is no table inet nfpkd"
-    return "\n".join(_lines(state, listeners))
+        return paint(Role.WARNING, "nfpkd guards nothing here: there is no table inet nfpkd")
+    return "\n".join(_lines(state, listeners, paint))
 
 
-def render_changes(held: State | None, wanted: Ruleset) -> list[str]:
+def render_changes(held: State | None, wanted: Ruleset, paint: Paint = plain) -> list[str]:
     """Return what enforcing *wanted* changes for ports and people, a line each: ``+`` new, ``-`` gone."""
     before = set(_guarded_rows(held)) if held else set()
     after = set(_guarded_rows(wanted))
     changed = sorted([(*row, "-") for row in before - after] + [(*row, "+") for row in after - before])
-    lines = [line.strip() for line in _align([(sign, *row) for *row, sign in changed])]
+    lines = list(align([(sign, *row) for *row, sign in changed], indent=""))
     lost = [grant for grant in held.grants if not wanted.keeps(grant)] if held else []
     lines += [f"- let in: {'  '.join(filter(None, row))}" for row in _grant_rows(lost)]
-    return lines
+    return [paint(Role.NEW if line.startswith("+") else Role.GONE, line) for line in lines]
 
 
-def _lines(state: State, listeners: Mapping[int, Listener]) -> Iterator[str]:
-    yield _describe_verifier(state, listeners)
+def _lines(state: State, listeners: Mapping[int, Listener], paint: Paint) -> Iterator[str]:
+    yield _describe_verifier(state, listeners, paint)
     if not state.intact:
-        yield "the table is not as this version of nfpkd makes it; `nfpkd apply` will make it anew"
+        text = "the table is not as this version of nfpkd makes it; `nfpkd apply` will make it anew"
+        yield paint(Role.WARNING, text)
     yield ""
     services = state.gated.keys() | {place.service for place in state.gated_on}
-    yield f"guarded ({len(services)})"
-    yield from _align(_guarded_rows(state))
+    yield paint(Role.HEADING, f"guarded ({len(services)})")
+    yield from align(_guarded_rows(state))
     yield ""
-    yield f"let in ({len(state.grants)})"
-    yield from _align(_grant_rows(state.grants))
+    yield paint(Role.HEADING, f"let in ({len(state.grants)})")
+    yield from align(_grant_rows(state.grants))
     if state.sessions:
         yield ""
-        yield f"open since before the guard, or let in for one connection ({len(state.sessions)})"
-        yield from _align([(s.source, f"from port {s.source_port}", str(s.service)) for s, _ in state.sessions])
+        text = f"open since before the guard, or let in for one connection ({len(state.sessions)})"
+        yield paint(Role.HEADING, text)
+        yield from align([(s.source, f"from port {s.source_port}", str(s.service)) for s, _ in state.sessions])
     yield ""
-    yield "counters"
-    yield from _align(_counter_rows(state))
+    yield paint(Role.HEADING, "counters")
+    yield from align(_counter_rows(state))
 
 
-def _describe_verifier(state: State, listeners: Mapping[int, Listener]) -> str:
+def _describe_verifier(state: State, listeners: Mapping[int, Listener], paint: Paint) -> str:
     if state.queue is None:
-        return "verifier: none; knocks are not looked at"
+        return paint(Role.ERROR, "verifier: none; knocks are not looked at")
     way = f"queue {state.queue}, by {state.queue_target}"
     listener = listeners.get(state.queue)
     if listener is None:
-        return f"verifier: not running ({way}): nobody can open anything; start `nfpkd run`"
-    lost = listener.queue_full + listener.socket_full
-    return f"verifier: process {listener.port_id} ({way}); {listener.waiting} packets waiting, {lost} lost"
+        text = f"verifier: not running ({way}): nobody can open anything; start `nfpkd run`"
+        return paint(Role.ERROR, text)
+    count = listener.queue_full + listener.socket_full
+    lost = paint(Role.WARNING, f"{count} lost") if count else "0 lost"
+    return f"verifier: process {listener.port_id} ({way}); {listener.waiting} packets waiting, {lost}"
 
 
 def _counter_rows(state: State) -> Iterator[tuple[str, str]]:
-    for name, text in _COUNTERS.items():
-        if name in state.counters:
-            limit = f", {state.source_limit} a second" if name == "limited" else ""
-            yield str(state.counters[name].packets), text + limit
+    shown = {name: str(state.counters[name].packets) for name in _COUNTERS if name in state.counters}
+    width = max(map(len, shown.values()), default=0)
+    for name, packets in shown.items():
+        limit = f", {state.source_limit} a second" if name == "limited" else ""
+        yield packets.rjust(width), _COUNTERS[name] + limit
 
 
 def _guarded_rows(state: State | Ruleset) -> list[tuple[str, ...]]:
@@ -164,15 +170,6 @@ def _mode(grant: Grant) -> Mode:
 
 def _prefix(grant: Grant) -> int:
     return grant.door.prefix if grant.door else 32 if family_of(grant.source) == 4 else 128
-
-
-def _align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield *rows* in columns, without those that are empty in every row."""
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width)
-        yield "  " + "  ".join(cells).rstrip()
 
 
 def render_json(state: State | None, listeners: Mapping[int, Listener]) -> str:

@@ -44,8 +44,8 @@ def test_check_prints_one_line_for_each_rule(actions: Path) -> None:
     result = invoke("check", "--actions", str(actions))
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        "ssh: 22/tcp opens for 60 s to tag PKD0, others get drop; clock within 10 s",
-        "vpn: 51820/any opens for 60 s to tag 0x01000000, others get reset; clock ignored; old digest too",
+        "ssh:  22/tcp     opens for 60 s to tag PKD0, others get drop; clock within 10 s",
+        "vpn:  51820/any  opens for 60 s to tag 0x01000000, others get reset; clock ignored; old digest too",
     ]
 
 
@@ -84,7 +84,7 @@ def test_options_come_from_the_environment(actions: Path) -> None:
     write(actions, SSH)
     result = invoke("check", env={"NFPKD_ACTIONS": str(actions)})
     assert result.exit_code == 0
-    assert "ssh: 22/tcp" in result.stdout
+    assert "ssh:  22/tcp" in result.stdout
 
 
 def test_loose_modes_are_refused_unless_allowed(actions: Path) -> None:
@@ -134,7 +134,7 @@ def test_help_loads_next_to_nothing() -> None:
     code = "import sys; from nfpkd.cli import main; main(['--help'], standalone_mode=False); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in done.stdout.split("\n")[-2].split() if name.startswith("nfpkd")}
-    assert {name for name in loaded if not name.startswith("nfpkd.cli")} == {"nfpkd", "nfpkd.errors"}
+    assert {name for name in loaded if not name.startswith("nfpkd.cli")} == {"nfpkd", "nfpkd.errors", "nfpkd.text"}
     heavy = {"asyncio", "jsonschema", "nftables", "netfilterqueue", "watchdog"}
     assert not heavy & set(done.stdout.split())
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
-from nfpkd.describe import describe_rule
+from nfpkd.describe import describe_rule, describe_rules
 from nfpkd.rules.model import (
     PortRange,
     Prefixes,
@@ -91,6 +93,25 @@ def test_any_rule_is_one_line_without_its_keys(rule: Rule) -> None:
     assert line.startswith(f"{rule.name}: ")
     assert line.isprintable()
     assert not any(repr(key.secret.reveal()) in line for key in rule.keys)
+
+
+def test_many_are_in_columns() -> None:
+    many = [
+        a_rule(),
+        replace(a_rule(ports=(PortRange(8000, 8100),), interfaces=("eth0",)), name="web"),
+        replace(a_rule(ports=(), trigger=Trigger(TRUE)), name="bell"),
+    ]
+    shown = list(describe_rules(many, lambda role, text: f"<{role.name}>{text}</>"))
+    assert [line.partition(";")[0] for line in shown] == [
+        "<HEADING>ssh</>:   22/tcp                 opens for 60 s to tag PKD0, others get drop",
+        "<HEADING>web</>:   8000-8100/tcp on eth0  opens for 60 s to tag PKD0, others get drop",
+        "<HEADING>bell</>:                         runs /bin/true at a knock with tag PKD0",
+    ]
+
+
+@given(st.lists(rules(), max_size=5))
+def test_columns_say_what_the_lines_say(many: list[Rule]) -> None:
+    assert [line.split() for line in describe_rules(many)] == [describe_rule(rule).split() for rule in many]
 
 
 def test_no_key_is_shown() -> None:

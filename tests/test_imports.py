@@ -17,6 +17,7 @@ LAYERS = [
     {"errors"},
     # Vocabulary: what things are.
     {
+        "text",
         "rules.model",
         "rules.positions",
         "firewall.netlink",
@@ -94,7 +95,7 @@ LAYERS = [
         "verifier.repair",
         "verifier.verifier",
     },
-    {"cli.completion", "cli.shared"},
+    {"cli.completion", "cli.progress", "cli.shared"},
     {"cli.client", "cli.doctor", "cli.guard", "cli.importing", "cli.people", "cli.rules"},
     {"__main__"},
 ]

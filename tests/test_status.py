@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from nfpkd.firewall.doors import Door, Mode
+from nfpkd.firewall.ruleset import Options, compile_ruleset
 from nfpkd.firewall.state import Grant, Place, Session, State, Traffic
-from nfpkd.rules.model import Protocol, Reject, Service
-from nfpkd.status import render_json, render_text
+from nfpkd.rules.model import PortRange, Protocol, Reject, Rule, Service, TimedKey, parse_key
+from nfpkd.status import render_changes, render_json, render_text
+from nfpkd.text import Role
 from nfpkd.verifier.listeners import Listener
 
 TCP22, TCP80 = (Service(Protocol.TCP, port) for port in (22, 80))
@@ -258,6 +260,59 @@ def test_what_differs_is_a_line_of_its_own(other: dict[str, Any]) -> None:
 )
 def test_a_grant_says_what_kind_it_is(changes: dict[str, Any], expected: str) -> None:
     assert let_in(grant(**changes)) == [expected]
+
+
+# What stands out
+
+
+def marked(role: Role, text: str) -> str:
+    return f"<{role.name}>{text}</>"
+
+
+def test_headings_and_losses_stand_out() -> None:
+    shown = render_text(STATE, {7: LISTENER}, marked).splitlines()
+    assert shown[0] == "verifier: process 4711 (queue 7, by nft_queue); 2 packets waiting, <WARNING>7 lost</>"
+    headings = [line for line in shown if line.startswith("<")]
+    assert [line.removeprefix("<HEADING>").removesuffix("</>") for line in headings] == [
+        "guarded (3)",
+        "let in (2)",
+        "open since before the guard, or let in for one connection (1)",
+        "counters",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "role"),
+    [(None, Role.WARNING), (EMPTY, Role.ERROR), (replace(EMPTY, queue=8), Role.ERROR)],
+)
+def test_what_keeps_everybody_out_stands_out(state: State | None, role: Role) -> None:
+    assert render_text(state, {}, marked).startswith(f"<{role.name}>")
+
+
+def test_a_verifier_that_lost_nothing_does_not() -> None:
+    quiet = LISTENER._replace(queue_full=0, socket_full=0)
+    assert render_text(STATE, {7: quiet}, marked).splitlines()[0].endswith("2 packets waiting, 0 lost")
+
+
+def test_counters_are_aligned_as_numbers_are() -> None:
+    found = {"knocks": Traffic(1234, 0), "refused": Traffic(7, 0)}
+    shown = lines(replace(EMPTY, counters=found))
+    assert shown[-2:] == [
+        "  1234  packets looked like a knock and were judged",
+        "     7  packets were refused at a gate",
+    ]
+
+
+def test_changes_are_marked_by_what_they_are() -> None:
+    key = (TimedKey(parse_key("k")),)
+    wanted = compile_ruleset([Rule("web", key, b"PKD0", (PortRange(80, 80),), (Protocol.TCP,))], Options())
+    held = replace(EMPTY, gated=gated(22, comment="ssh"), grants=(Grant("192.0.2.1", TCP22, "ssh", 60, 42),))
+    assert render_changes(held, wanted, marked) == [
+        "<GONE>-  22/tcp  drop  ssh</>",
+        "<NEW>+  80/tcp  drop  web</>",
+        "<GONE>- let in: 192.0.2.1  22/tcp  ssh  42 s left of 60</>",
+    ]
+    assert render_changes(held, wanted)[1] == "+  80/tcp  drop  web"
 
 
 # JSON

@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 import click
 
 from nfpkd.cli import client, doctor, guard, importing, people, rules
-from nfpkd.cli.shared import EXIT_REFUSED, EXIT_RULES
+from nfpkd.cli.shared import EXIT_REFUSED, EXIT_RULES, may_use_colours, paint
 from nfpkd.errors import KernelError, KnockError, NfpkdError, ProfileError, RulesError, StateError
+from nfpkd.text import Role
 
 _EXIT_CODES: dict[type[NfpkdError], int] = {
     RulesError: EXIT_RULES,
@@ -28,6 +29,8 @@ class _Commands(click.Group):
     """A group whose commands end with one plain line, and the right exit code, for every expected error."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if not may_use_colours():
+            ctx.color = False
         try:
             return super().invoke(ctx)
         except NfpkdError as error:
@@ -38,7 +41,7 @@ def _fail(error: NfpkdError) -> NoReturn:
     from nfpkd.logs import escape
 
     for line in str(error).splitlines() or [type(error).__name__]:
-        click.echo(f"nfpkd: {escape(line)}", err=True)
+        click.echo(f"{paint(Role.ERROR, 'nfpkd:')} {escape(line)}", err=True)
     sys.exit(_EXIT_CODES[type(error)])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nfpkd.cli.shared import EXIT_REFUSED, actions_option, format_option, queue_option, state_dir_option
+from nfpkd.cli.shared import EXIT_REFUSED, actions_option, format_option, paint, queue_option, state_dir_option
 
 
 @click.command()
@@ -24,7 +24,6 @@ def doctor(actions: Path, queue: int, state_dir: Path, form: str) -> None:
     from nfpkd.doctor.facts import gather
 
     diagnosis = examine(gather(actions, queue, None if str(state_dir) == "none" else state_dir))
-    render = render_json if form == "json" else render_text
-    click.echo(render(diagnosis))
+    click.echo(render_json(diagnosis) if form == "json" else render_text(diagnosis, paint))
     if not diagnosis.is_healthy:
         sys.exit(EXIT_REFUSED)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nfpkd.cli.completion import complete_user
+from nfpkd.cli.progress import progress
 from nfpkd.cli.shared import (
     EXIT_REFUSED,
     actions_option,
@@ -17,6 +18,7 @@ from nfpkd.cli.shared import (
     load,
     make_format_option,
     open_firewall,
+    paint,
     queue_option,
     source_limit_option,
     state_dir_option,
@@ -24,6 +26,7 @@ from nfpkd.cli.shared import (
     trust_interface_option,
 )
 from nfpkd.errors import KernelError
+from nfpkd.text import Role
 
 if TYPE_CHECKING:
     from nfpkd.firewall.ruleset import Options
@@ -75,8 +78,9 @@ def apply(
     if confirm is not None:
         _arm(confirm)
     # If it fails, what is armed stays so: whatever was done by then is undone, too.
-    applied = firewall.apply(rules, options)
-    for line in render_changes(applied.held, applied.wanted):
+    with progress("guarding"):
+        applied = firewall.apply(rules, options)
+    for line in render_changes(applied.held, applied.wanted, paint):
         click.echo(line)
     if applied.sent:
         click.echo(f"guarding: {count(len(rules), 'rule')} from {actions}")
@@ -84,7 +88,8 @@ def apply(
         click.echo(f"nothing to change: {count(len(rules), 'rule')} already in force")
     if rules and queue not in find_queue_listeners():
         click.echo(
-            f"note: no verifier listens on queue {queue}, so nobody can open anything: start `nfpkd run`",
+            f"{paint(Role.WARNING, 'note:')} no verifier listens on queue {queue}, so nobody can open anything:"
+            " start `nfpkd run`",
             err=True,
         )
 
@@ -212,9 +217,17 @@ def status(form: str, watch: bool) -> None:
     from nfpkd.verifier.listeners import find_queue_listeners
 
     firewall = open_firewall()
-    render = {"text": render_text, "json": render_json, "prometheus": render_prometheus}[form]
+
+    def render() -> str:
+        state, listeners = firewall.read_state(), find_queue_listeners()
+        if form == "json":
+            return render_json(state, listeners)
+        if form == "prometheus":
+            return render_prometheus(state, listeners)
+        return render_text(state, listeners, paint)
+
     while True:
-        shown = render(firewall.read_state(), find_queue_listeners())
+        shown = render()
         if watch and form == "text":
             click.clear()
         click.echo(shown)
@@ -238,7 +251,7 @@ def demo() -> None:
     """Show the whole story on two private networks; nothing of this machine's own firewall is touched."""
     from nfpkd.demo.story import tell
 
-    if not tell(click.echo):
+    if not tell(click.echo, paint):
         sys.exit(EXIT_REFUSED)
 
 

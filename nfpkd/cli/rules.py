@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nfpkd.cli.shared import EXIT_RULES, actions_option, count, load, make_key, strict_modes_option, warn
+from nfpkd.cli.progress import progress
+from nfpkd.cli.shared import EXIT_RULES, actions_option, count, load, make_key, paint, strict_modes_option, warn
 from nfpkd.errors import RulesError
+from nfpkd.text import Role
 
 if TYPE_CHECKING:
     from nfpkd.rules.build import PlacedRule
@@ -28,21 +30,23 @@ def check(actions: Path, strict_modes: bool, strict: bool) -> None:
     """
     import time
 
-    from nfpkd.describe import describe_rule
+    from nfpkd.describe import describe_rules
     from nfpkd.firewall.sessions import list_listening_services
     from nfpkd.rules.lint import find_smells
 
     places: list[PlacedRule] = []
     loaded = load(actions, strict_modes, places)
-    smells = sorted(find_smells(places, now=time.time(), listening=list_listening_services()))
+    with progress("looking for what is doubtful"):
+        smells = sorted(find_smells(places, now=time.time(), listening=list_listening_services()))
     warn(smells)
-    for rule in loaded.rules:
-        click.echo(describe_rule(rule))
+    for line in describe_rules(loaded.rules, paint):
+        click.echo(line)
     if not loaded.rules:
         click.echo(f"no rules in {actions}: nothing would be guarded", err=True)
     warnings = len(loaded.warnings) + len(smells)
     if strict and warnings:
-        click.echo(f"nfpkd: {count(warnings, 'warning')}, which --strict does not allow", err=True)
+        text = f"{count(warnings, 'warning')}, which --strict does not allow"
+        click.echo(f"{paint(Role.ERROR, 'nfpkd:')} {text}", err=True)
         sys.exit(EXIT_RULES)
 
 

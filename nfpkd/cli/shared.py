@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from nfpkd.cli.completion import complete_interface
+from nfpkd.cli.progress import progress
+from nfpkd.text import Role
 
 if TYPE_CHECKING:
     from nfpkd.errors import Problem
@@ -17,6 +20,16 @@ if TYPE_CHECKING:
     from nfpkd.rules.loader import Loaded
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+_STYLES: dict[Role, dict[str, Any]] = {
+    Role.HEADING: {"bold": True},
+    Role.ERROR: {"fg": "red"},
+    Role.WARNING: {"fg": "yellow"},
+    Role.GOOD: {"fg": "green"},
+    Role.NEW: {"fg": "green"},
+    Role.GONE: {"fg": "red"},
+    Role.ASIDE: {"dim": True},
+}
 
 EXIT_RULES = 1
 EXIT_REFUSED = 3
@@ -96,10 +109,21 @@ def make_format_option(*forms: str) -> Callable[[_F], _F]:
 format_option = make_format_option("text", "json")
 
 
+def paint(role: Role, text: str) -> str:
+    """Return *text* in the colours of *role*; `click.echo` takes them away where there is no terminal."""
+    return click.style(text, **_STYLES[role])
+
+
+def may_use_colours() -> bool:
+    """Tell whether this user's terminals may be coloured at all; see https://no-color.org."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def load(actions: Path, strict_modes: bool, places: list[PlacedRule] | None = None) -> Loaded:
     from nfpkd.rules.loader import load_rules
 
-    loaded = load_rules(actions, strict_modes=strict_modes, places=places)
+    with progress("reading the rule files"):
+        loaded = load_rules(actions, strict_modes=strict_modes, places=places)
     warn(loaded.warnings)
     return loaded
 
@@ -108,7 +132,7 @@ def warn(warnings: Iterable[Problem]) -> None:
     from nfpkd.logs import escape
 
     for warning in warnings:
-        click.echo(f"warning: {escape(str(warning))}", err=True)
+        click.echo(f"{paint(Role.WARNING, 'warning:')} {escape(str(warning))}", err=True)
 
 
 def open_firewall() -> Firewall:

@@ -20,6 +20,7 @@ from nfpkd.demo.namespaces import Namespace, connect
 from nfpkd.demo.process import NFPKD, PATIENCE_SECONDS, Followed
 from nfpkd.knock.client import make_knock
 from nfpkd.rules.model import parse_key, parse_tag
+from nfpkd.text import Paint, Role, plain
 
 SERVER = "192.0.2.1"
 PORT = 2222
@@ -37,7 +38,7 @@ class _StoryError(Exception):
     """A step was not as it should be."""
 
 
-def tell(say: Say) -> bool:
+def tell(say: Say, paint: Paint = plain) -> bool:
     """Tell the story through *say*, line by line; return whether every step was as it should be.
 
     Raises KernelError if the namespaces cannot be made.
@@ -47,18 +48,19 @@ def tell(say: Say) -> bool:
         client = stack.enter_context(Namespace("client"))
         connect(server, [f"{SERVER}/24"], client, ["192.0.2.2/24"])
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nfpkd-demo-"))
-        story = _Story(say, server, client, Path(folder))
+        story = _Story(say, paint, server, client, Path(folder))
         try:
             story.tell()
         except (_StoryError, TimeoutError) as error:
-            say(f"   NOT AS IT SHOULD BE: {error}")
+            say(paint(Role.ERROR, f"   NOT AS IT SHOULD BE: {error}"))
             return False
     return True
 
 
 class _Story:
-    def __init__(self, say: Say, server: Namespace, client: Namespace, folder: Path) -> None:
+    def __init__(self, say: Say, paint: Paint, server: Namespace, client: Namespace, folder: Path) -> None:
         self._say = say
+        self._paint = paint
         self._folder = folder
         self._server = server
         self._client = client
@@ -93,7 +95,7 @@ class _Story:
         if connection is None:
             raise _StoryError(f"port {PORT}: no answer for {took:.0f} ms")
         with connection:
-            self._say(f"   ok: port {PORT}: connected {took:.1f} ms after the knock")
+            self._observe(f"port {PORT}: connected {took:.1f} ms after the knock", as_it_should_be=True)
             run.wait_for("knock accepted")
             self._headline("An eavesdropper sends the same knock again")
             self._send(knock)
@@ -112,10 +114,11 @@ class _Story:
 
     def _headline(self, text: str) -> None:
         self._step += 1
-        self._say(f"{self._step}. {text}")
+        self._say(self._paint(Role.HEADING, f"{self._step}. {text}"))
 
     def _observe(self, text: str, as_it_should_be: bool) -> None:
-        self._say(f"   {'ok' if as_it_should_be else 'no'}: {text}")
+        mark = self._paint(Role.GOOD, "ok:") if as_it_should_be else self._paint(Role.ERROR, "no:")
+        self._say(f"   {mark} {text}")
         if not as_it_should_be:
             raise _StoryError(text)
 
@@ -176,7 +179,7 @@ class _Story:
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[_Run]:
-        run = _Run(self._say, self._server, self._folder)
+        run = _Run(self._say, self._paint, self._server, self._folder)
         try:
             yield run
         except BaseException:
@@ -190,8 +193,9 @@ class _Story:
 class _Run:
     """`nfpkd run` on the server, and what it logs."""
 
-    def __init__(self, say: Say, server: Namespace, folder: Path) -> None:
+    def __init__(self, say: Say, paint: Paint, server: Namespace, folder: Path) -> None:
         self._say = say
+        self._paint = paint
         self._server = server
         self._actions = folder / "actions.d"
         self._state = folder / "state"
@@ -220,7 +224,7 @@ class _Run:
 
     def _repeat(self, lines: list[str]) -> None:
         for line in lines:
-            self._say(f"   log: {line}")
+            self._say(self._paint(Role.ASIDE, f"   log: {line}"))
 
 
 _ECHO_SERVER = """

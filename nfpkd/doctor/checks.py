@@ -26,10 +26,12 @@ from nfpkd.firewall.state import State
 from nfpkd.logs import escape
 from nfpkd.rules.loader import Loaded
 from nfpkd.rules.model import PortRange, Protocol, Service, merge_ranges
+from nfpkd.text import Paint, Role, plain
 from nfpkd.verifier.listeners import Listener
 from nfpkd.verifier.store import FILE_NAME
 
 SEVERITIES = ("fault", "warning", "note")
+_ROLES = {"fault": Role.ERROR, "warning": Role.WARNING, "note": Role.HEADING}
 
 # Above this share, new connections may soon find no room.
 _NEARLY_FULL = 0.9
@@ -300,10 +302,12 @@ def examine(facts: Facts) -> Diagnosis:
     return Diagnosis(tuple(findings), passed, len(made), len(answers) - len(made))
 
 
-def render_text(diagnosis: Diagnosis) -> str:
+def render_text(diagnosis: Diagnosis, paint: Paint = plain) -> str:
     """Return *diagnosis* for people, a line for each finding."""
     width = max((len(finding.severity) for finding in diagnosis.findings), default=0)
-    lines = [escape(f"{f.severity.ljust(width)}  {f.what}: {f.remedy}") for f in diagnosis.findings]
+    lines = []
+    for severity, what, remedy in diagnosis.findings:
+        lines.append(f"{paint(_ROLES[severity], severity.ljust(width))}  {escape(f'{what}: {remedy}')}")
     unmade = f"; {diagnosis.unmade} could not be made" if diagnosis.unmade else ""
     return "\n".join([*lines, f"{diagnosis.passed} of {diagnosis.made} checks passed{unmade}"])
 

@@ -11,6 +11,7 @@ import pytest
 
 from nfpkd.demo.process import NFPKD, Followed
 from support.network import CLIENT4, SERVER4, Actions, Network, knock, listen_tcp, outcome, rule, run_options, running
+from support.terminal import run_on_terminal
 
 PORT = 2222
 
@@ -89,6 +90,18 @@ def test_status_tells_what_the_kernel_holds(network: Network, actions: Actions, 
         assert 0 < grant["expires"] <= 60
         metrics = network.nfpkd("status", "--format", "prometheus").stdout.splitlines()
         assert {"nfpkd_up 1", "nfpkd_knock_packets_total 1", 'nfpkd_granted_sources{rule="door"} 1'} <= set(metrics)
+
+
+def test_a_terminal_is_coloured(network: Network, apply: list[str]) -> None:
+    with network.server.entered():
+        applied = run_on_terminal([*NFPKD, *apply])
+        shown = run_on_terminal([*NFPKD, "status"])
+        plain = run_on_terminal([*NFPKD, "status"], {"NO_COLOR": "1"})
+    assert "\x1b[32m+  2222/tcp  drop  door: the way in\x1b[0m\n" in applied.text
+    assert shown.text.startswith("\x1b[31mverifier: not running")
+    assert "\n\x1b[1mguarded (1)\x1b[0m\n" in shown.text
+    assert "\nguarded (1)\n" in plain.text
+    assert "\x1b" not in plain.text
 
 
 def test_teardown_is_harmless_when_there_is_nothing(network: Network, apply: list[str]) -> None:

@@ -7,11 +7,20 @@ from nfpkd.demo.namespaces import Namespace, _ip
 from nfpkd.errors import KernelError
 from nfpkd.knock.client import make_knock
 from nfpkd.rules.model import Secret
+from nfpkd.text import Role
 
 
 def test_the_demo_tells_what_it_saw() -> None:
     lines: list[str] = []
-    assert story.tell(lines.append)
+    marks: list[Role] = []
+
+    def note(role: Role, text: str) -> str:
+        marks.append(role)
+        return text
+
+    assert story.tell(lines.append, note)
+    assert marks.count(Role.GOOD) == 9
+    assert Role.ERROR not in marks
     told = "\n".join(lines)
     assert told.count("ok: ") == 9
     assert "no: " not in told
