@@ -24,7 +24,6 @@ STATE = State(
     source_limit=20,
     queue=7,
     queue_target="nft_queue",
-    tags=frozenset({b"PKD0"}),
     gated={SSH: "ssh"},
     gated_on={Place("eth0", SSH): "ssh", Place("eth0", DNS): "names"},
     rejects={},
