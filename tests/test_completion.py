@@ -178,6 +178,43 @@ def test_interfaces_and_users_are_offered() -> None:
     assert complete("run", "--user", "roo") == ["root"]
 
 
+@pytest.fixture
+def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a knock.toml, which is in nobody's way."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    file = tmp_path / "config" / "nfpkd" / "knock.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text("[saturn]\n[sirius]\n")
+    (tmp_path / ".ipt_pkd.ini").write_text("[mars]\nhost=h\nkey=k\n")
+    return file
+
+
+@pytest.mark.usefixtures("profiles")
+def test_knock_offers_profiles() -> None:
+    assert complete("knock", "") == ["mars", "saturn", "sirius"]
+    assert complete("knock", "--wait", "22", "sa") == ["saturn"]
+    assert complete("knock", "--host", "m") == ["mars"]
+
+
+@pytest.mark.usefixtures("profiles")
+def test_behind_exec_there_are_no_profiles() -> None:
+    assert complete("knock", "saturn", "--exec", "s") == []
+    assert complete("knock", "saturn", "--exec", "ssh", "s") == []
+
+
+def test_wrong_profiles_are_passed_over(profiles: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    profiles.write_text("[saturn")
+    assert complete("knock", "") == ["mars"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_import_offers_kinds_and_leaves_paths_to_the_shell() -> None:
+    assert complete("import", "--from", "") == ["nf-pkd", "iptables", "knockd", "fwknop"]
+    (path,) = Shell(cli.main, {}, "nfpkd", "_NFPKD_COMPLETE").get_completions(["import", "--strict"], "/etc/kn")
+    assert (path.type, path.value) == ("file", "/etc/kn")
+
+
 # The shells themselves
 
 
@@ -188,8 +225,9 @@ def shell(tmp_path: Path, actions: Path) -> Callable[..., list[str]]:
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m nfpkd "$@"\n')
     program.chmod(0o755)
+    (tmp_path / ".ipt_pkd.ini").write_text("[saturn]\n")
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "XDG_CONFIG_HOME"},
         "PATH": f"{program.parent}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
         "NFPKD_ACTIONS": str(actions),
@@ -222,6 +260,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
         (["run", "--on-exit", ""], ["teardown", "keep"]),
         (["status", "--w"], ["--watch"]),
         (["grant", "x"], []),
+        (["knock", "sat"], ["saturn"]),
     ],
 )
 def test_bash_offers_them(shell: Callable[..., list[str]], words: list[str], offered: list[str]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from nfpkd.cli.completion import complete_profile
 from nfpkd.errors import KnockError
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ class _KnockCommand(click.Command):
 
 
 @click.command(cls=_KnockCommand)
-@click.argument("name", required=False, metavar="NAME")
-@click.option("--host", "host_option", metavar="NAME", help="The same as the argument NAME.")
+@click.argument("name", required=False, metavar="NAME", shell_complete=complete_profile)
+@click.option(
+    "--host", "host_option", metavar="NAME", shell_complete=complete_profile, help="The same as the argument NAME."
+)
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),

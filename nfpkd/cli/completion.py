@@ -38,6 +38,13 @@ def complete_granted_address(ctx: click.Context, _: click.Parameter, incomplete:
     return _start_with(incomplete, (grant.source for grant in _read_grants() if grant.rule == rule))
 
 
+def complete_profile(_ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of the client's profiles."""
+    from nfpkd.knock.profiles import list_profile_names
+
+    return _start_with(incomplete, list_profile_names())
+
+
 def complete_interface(_ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Return the names of the network interfaces."""
     import socket

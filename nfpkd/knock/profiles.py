@@ -7,14 +7,15 @@ client, ``~/.ipt_pkd.ini``, is read as that client reads it.
 from __future__ import annotations
 
 import configparser
+import contextlib
 import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from nfpkd.errors import Problem, ProfileError
 from nfpkd.knock.keys import find_exposure
@@ -51,29 +52,36 @@ def find_profile(name: str) -> Profile | None:
     read the keys in it.
     """
     try:
-        home = Path.home()
+        knock_toml, ipt_pkd = _find_files()
     except RuntimeError:
         return None
-    configured = os.environ.get("XDG_CONFIG_HOME", "")
-    # A relative one is to be ignored, says the XDG Base Directory Specification.
-    folder = Path(configured) if configured.startswith("/") else home / ".config"
-    return _find(name, folder / "nfpkd" / "knock.toml", parse_profiles) or _find(
-        name, home / ".ipt_pkd.ini", lambda text, path: parse_ipt_pkd(text, path, name)
+    return _find(name, knock_toml, parse_profiles) or _find(
+        name, ipt_pkd, lambda text, path: parse_ipt_pkd(text, path, name)
     )
+
+
+def list_profile_names() -> Iterator[str]:
+    """Yield the names of this user's profiles, for a shell to complete; a file that is wrong yields none.
+
+    Fields are not looked at, so it does not matter here who else could read the keys among them.
+    """
+    try:
+        knock_toml, ipt_pkd = _find_files()
+    except RuntimeError:
+        return
+    for path, parse in ((knock_toml, _list_tables), (ipt_pkd, _list_sections)):
+        with contextlib.suppress(ProfileError, OSError):
+            # Opening anything else, a FIFO for one, might wait.
+            if path.is_file():
+                with path.open("rb") as file:
+                    yield from parse(_read_text(file, path), path)
 
 
 def parse_profiles(text: str, path: Path) -> dict[str, Profile]:
     """Return the profiles of a ``knock.toml`` by name; raises ProfileError listing all that is wrong."""
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ProfileError([_locate(path, str(error))]) from None
-    except (ValueError, RecursionError):
-        # Numbers of thousands of digits, and brackets a thousand deep.
-        raise ProfileError([Problem(str(path), 0, 0, "is not TOML")]) from None
     profiles: dict[str, Profile] = {}
     problems: list[Problem] = []
-    for name, table in document.items():
+    for name, table in _parse_toml(text, path).items():
         if not isinstance(table, dict):
             problems.append(Problem(str(path), 0, 0, f'"{name}" belongs to no profile: put it below a line [NAME]'))
             continue
@@ -94,15 +102,7 @@ def parse_ipt_pkd(text: str, path: Path, name: str) -> dict[str, Profile]:
     parser of Python 2, which that client runs on, it takes the last of two
     equal lines, and what follows a blank and a semicolon for a comment.
     """
-    parser = configparser.RawConfigParser(strict=False, inline_comment_prefixes=(";",), empty_lines_in_values=False)
-    try:
-        parser.read_string(text)
-    except configparser.MissingSectionHeaderError as error:
-        raise ProfileError([Problem(str(path), error.lineno, 1, "stands before the first line [NAME]")]) from None
-    except configparser.ParsingError as error:
-        # The error's own text repeats the lines.
-        problems = [Problem(str(path), line, 1, 'is neither [NAME] nor "field = value"') for line, _ in error.errors]
-        raise ProfileError(problems) from None
+    parser = _parse_ini(text, path)
     if not parser.has_section(name):
         return {}
     section = dict(parser.items(name))
@@ -119,6 +119,15 @@ def parse_ipt_pkd(text: str, path: Path, name: str) -> dict[str, Profile]:
     return {name: _build(name, table, path)}
 
 
+def _find_files() -> tuple[Path, Path]:
+    """Return where this user's knock.toml and .ipt_pkd.ini would be; raises RuntimeError if they have no home."""
+    home = Path.home()
+    configured = os.environ.get("XDG_CONFIG_HOME", "")
+    # A relative one is to be ignored, says the XDG Base Directory Specification.
+    folder = Path(configured) if configured.startswith("/") else home / ".config"
+    return folder / "nfpkd" / "knock.toml", home / ".ipt_pkd.ini"
+
+
 def _find(name: str, path: Path, parse: Callable[[str, Path], Mapping[str, Profile]]) -> Profile | None:
     def refuse(message: str) -> ProfileError:
         return ProfileError([Problem(str(path), 0, 0, message)])
@@ -126,23 +135,58 @@ def _find(name: str, path: Path, parse: Callable[[str, Path], Mapping[str, Profi
     try:
         with path.open("rb") as file:
             info = os.fstat(file.fileno())
-            data = file.read(_MAX_FILE_SIZE + 1)
+            text = _read_text(file, path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise refuse((error.strerror or str(error)).lower()) from None
-    if len(data) > _MAX_FILE_SIZE:
-        raise refuse(f"is larger than {_MAX_FILE_SIZE >> 20} MiB")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ProfileError([Problem(str(path), line, 1, "is not UTF-8 text")]) from None
     profiles = parse(text, path)
     fault = find_exposure(path, info, holds_keys=any(profile.key is not None for profile in profiles.values()))
     if profiles and fault:
         raise refuse(fault)
     return profiles.get(name)
+
+
+def _read_text(file: BinaryIO, path: Path) -> str:
+    data = file.read(_MAX_FILE_SIZE + 1)
+    if len(data) > _MAX_FILE_SIZE:
+        raise ProfileError([Problem(str(path), 0, 0, f"is larger than {_MAX_FILE_SIZE >> 20} MiB")])
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ProfileError([Problem(str(path), line, 1, "is not UTF-8 text")]) from None
+
+
+def _parse_toml(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ProfileError([_locate(path, str(error))]) from None
+    except (ValueError, RecursionError):
+        # Numbers of thousands of digits, and brackets a thousand deep.
+        raise ProfileError([Problem(str(path), 0, 0, "is not TOML")]) from None
+
+
+def _parse_ini(text: str, path: Path) -> configparser.RawConfigParser:
+    parser = configparser.RawConfigParser(strict=False, inline_comment_prefixes=(";",), empty_lines_in_values=False)
+    try:
+        parser.read_string(text)
+    except configparser.MissingSectionHeaderError as error:
+        raise ProfileError([Problem(str(path), error.lineno, 1, "stands before the first line [NAME]")]) from None
+    except configparser.ParsingError as error:
+        # The error's own text repeats the lines.
+        problems = [Problem(str(path), line, 1, 'is neither [NAME] nor "field = value"') for line, _ in error.errors]
+        raise ProfileError(problems) from None
+    return parser
+
+
+def _list_tables(text: str, path: Path) -> list[str]:
+    return [name for name, table in _parse_toml(text, path).items() if isinstance(table, dict)]
+
+
+def _list_sections(text: str, path: Path) -> list[str]:
+    return _parse_ini(text, path).sections()
 
 
 def _locate(path: Path, message: str) -> Problem:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfpkd.errors import ProfileError
-from nfpkd.knock.profiles import Profile, find_profile, parse_ipt_pkd, parse_profiles
+from nfpkd.knock.profiles import Profile, find_profile, list_profile_names, parse_ipt_pkd, parse_profiles
 from nfpkd.rules.model import parse_key
 
 PATH = Path("/home/eve/.config/nfpkd/knock.toml")
@@ -250,6 +250,7 @@ def test_without_a_home_there_are_no_profiles(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Path, "home", no_home)
     assert find_profile("saturn") is None
+    assert list(list_profile_names()) == []
 
 
 def test_the_folder_is_that_of_the_desktop(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,3 +307,38 @@ def test_a_file_that_is_none_is_an_error(home: Path) -> None:
     file.write_bytes(b"#" * (5 << 20))
     with pytest.raises(ProfileError, match="is larger than 4 MiB"):
         find_profile("saturn")
+
+
+def test_names_are_listed_without_a_look_at_the_fields(home: Path) -> None:
+    write(toml_path(home), f"stray = 1\n[saturn]\nkey = '{SECRET}'\n['mars.example']\ncolour = 1\n", 0o644)
+    write(home / ".ipt_pkd.ini", f"[DEFAULT]\ntag=T\n[moon]\nkey: {SECRET}\n[sun]\n", 0o644)
+    assert list(list_profile_names()) == ["saturn", "mars.example", "moon", "sun"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"[saturn", b"[saturn]\nhost='\xff'\n", b"[a]\n" + b"#" * (5 << 20), b"a=" + b"[" * 10**5]
+)
+def test_a_wrong_file_lists_no_names(home: Path, content: bytes) -> None:
+    write(home / ".ipt_pkd.ini", "[moon]\n")
+    write(toml_path(home), "").write_bytes(content)
+    assert list(list_profile_names()) == ["moon"]
+    write(toml_path(home), "[saturn]\n")
+    (home / ".ipt_pkd.ini").write_bytes(b"moon\n" + content)
+    assert list(list_profile_names()) == ["saturn"]
+
+
+def test_what_is_no_file_lists_no_names(home: Path) -> None:
+    assert list(list_profile_names()) == []
+    toml_path(home).mkdir(parents=True)
+    os.mkfifo(home / ".ipt_pkd.ini")
+    assert list(list_profile_names()) == []
+
+
+def test_a_file_that_cannot_be_opened_lists_no_names(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(toml_path(home), "[saturn]\n")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert list(list_profile_names()) == []
