@@ -14,7 +14,7 @@ from nfpkd.verifier.listeners import Listener
 # Those of the table, by the names that they have there.
 _COUNTERS = {
     "knocks": ("knock", "that looked like a knock and were handed to the verifier"),
-    "limited": ("limited", "that looked like a knock and were over the limit of their source"),
+    "limited": ("limited", "over the limit of their source, knocks and first packets behind them"),
     "held": ("held", "that waited behind a knock"),
     "admitted": ("admitted", "that were let in by a grant"),
     "refused": ("refused", "that were refused at a guarded port"),
@@ -68,7 +68,7 @@ def _metrics(state: State | None, listeners: Mapping[int, Listener]) -> Iterator
     yield _gauge("nfpkd_sessions", text, len(state.sessions))
     yield _gauge(
         "nfpkd_source_limit_packets_per_second",
-        "Packets that look like a knock, of one source, that reach the verifier in a second at most.",
+        "Packets of one source, knocks and first packets behind them, that are judged or held in a second at most.",
         state.source_limit,
     )
     for name, (label, text) in _COUNTERS.items():
