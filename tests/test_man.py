@@ -1,4 +1,4 @@
-"""The man pages in contrib/man say what there is: options, environment variables, rule fields, events."""
+"""The man pages in contrib/man say what there is: options, environment variables, fields, events."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 
 import nfpkd
 from nfpkd import cli
+from nfpkd.knock import profiles
+from nfpkd.rules.model import format_tag
 from nfpkd.rules.schema import load_schema
 from nfpkd.verifier.judge import Outcome
 
@@ -106,7 +108,9 @@ def test_choices_and_defaults_are_told(command: str) -> None:
             if isinstance(option.type, click.Choice):
                 assert set(option.type.choices) <= named(told, "Cm")
             if option.show_default and not option.is_flag:
-                assert str(option.default) in words(told)
+                # In place of a default, there may be words about it.
+                shown = option.show_default if isinstance(option.show_default, str) else str(option.default)
+                assert shown in words(told)
 
 
 def test_options_outside_of_commands_are_real() -> None:
@@ -143,6 +147,10 @@ def fields() -> dict[str, str]:
     return items(split(PAGES["nfpkd-rules.5"], "Sh")["FIELDS"])
 
 
+def profile_fields() -> dict[str, str]:
+    return items(split(PAGES["nfpkd-knock.1"], "Sh")["PROFILES"])
+
+
 def test_every_field_of_a_rule_is_there_and_no_other() -> None:
     assert fields().keys() == {f"Cm {name}" for name in load_schema()["$defs"]["rule"]["properties"]}
 
@@ -155,6 +163,24 @@ def test_what_a_field_may_be_is_told() -> None:
         assert set(schema.get("enum", ())) <= told, name
         for inner in schema.get("properties", ()):
             assert inner in fields()[f"Cm {name}"], name
+
+
+def test_every_field_of_a_profile_is_there_and_no_other() -> None:
+    assert profile_fields().keys() == {f"Cm {name}" for name in profiles._FIELDS}
+
+
+def test_the_defaults_of_a_profile_are_told() -> None:
+    default = profiles.Profile("")
+    assert format_tag(default.tag) in words(profile_fields()["Cm tag"])
+    assert str(default.old).lower() in words(profile_fields()["Cm old"])
+
+
+def test_the_profiles_shown_are_profiles() -> None:
+    page = split(PAGES["nfpkd-knock.1"], "Sh")["PROFILES"]
+    shown = re.findall(r"^\.Bd -literal.*\n((?:.*\n)*?)\.Ed$", page, flags=re.MULTILINE)
+    assert [set(profiles.parse_profiles(text, Path("knock.toml"))) for text in shown] == [
+        {"saturn", "backup.example.org"}
+    ]
 
 
 def test_every_event_is_there_and_no_other() -> None:
