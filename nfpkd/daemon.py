@@ -178,7 +178,7 @@ class Daemon:
 
     def _drain(self, queue: PacketQueue) -> None:
         queue.drain()
-        self._verifier.commit()
+        self._verifier.settle()
 
     def _end(self, queue: PacketQueue) -> None:
         if self._settings.keep:

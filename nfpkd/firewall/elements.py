@@ -10,7 +10,8 @@ of a key that is concatenated are padded to 4 bytes each.
 
 from __future__ import annotations
 
-import ipaddress
+import functools
+import socket
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -42,6 +43,7 @@ _NFTNL_UDATA_SET_ELEM_COMMENT = 0
 _U16 = struct.Struct(">H")
 _U64 = struct.Struct(">Q")
 _IFNAMSIZ = 16
+_FAMILIES = {"ipv4_addr": socket.AF_INET, "ipv6_addr": socket.AF_INET6}
 
 
 def pack_grants(commands: Sequence[Json]) -> list[Message] | None:
@@ -52,23 +54,29 @@ def pack_grants(commands: Sequence[Json]) -> list[Message] | None:
         if verb not in _KINDS or "element" not in described:
             return None
         element = described["element"]
-        door = parse_door(element["name"])
-        if door is None or Table(element["family"], element["table"]) != TABLE or len(element["elem"]) > MAX_ELEMENTS:
+        types = _types_of(element["name"])
+        if types is None or Table(element["family"], element["table"]) != TABLE or len(element["elem"]) > MAX_ELEMENTS:
             return None
         kind, flags = _KINDS[verb]
-        packed = b"".join(
-            pack_nested(_NFTA_LIST_ELEM, _pack_element(door.to_set().type, one)) for one in element["elem"]
-        )
+        packed = b"".join(pack_nested(_NFTA_LIST_ELEM, _pack_element(types, one)) for one in element["elem"])
         attributes = (
             pack_attribute(_NFTA_SET_ELEM_LIST_TABLE, pack_text(TABLE.name))
-            + pack_attribute(_NFTA_SET_ELEM_LIST_SET, pack_text(door.name))
+            + pack_attribute(_NFTA_SET_ELEM_LIST_SET, pack_text(element["name"]))
             + pack_nested(_NFTA_SET_ELEM_LIST_ELEMENTS, packed)
         )
         messages.append(Message(kind, attributes, flags))
     return messages
 
 
-def _pack_element(types: str | tuple[str, ...], element: Any) -> bytes:
+@functools.cache
+def _types_of(set_name: str) -> tuple[str, ...] | None:
+    """Return the types of the parts of a key, None for sets that hold no grants."""
+    door = parse_door(set_name)
+    # A grant's key has several parts.
+    return None if door is None else tuple(door.to_set().type)
+
+
+def _pack_element(types: tuple[str, ...], element: Any) -> bytes:
     described = element.get("elem", {"val": element})
     key = b"".join(_pack_part(kind, part) for kind, part in zip(types, described["val"]["concat"], strict=True))
     packed = pack_nested(_NFTA_SET_ELEM_KEY, pack_attribute(_NFTA_DATA_VALUE, key))
@@ -85,8 +93,8 @@ def _pack_element(types: str | tuple[str, ...], element: Any) -> bytes:
 
 
 def _pack_part(kind: str, value: Any) -> bytes:
-    if kind in ("ipv4_addr", "ipv6_addr"):
-        return ipaddress.ip_address(value).packed
+    if kind in _FAMILIES:
+        return socket.inet_pton(_FAMILIES[kind], value)
     if kind == "ifname":
         return bytes(pack_text(value).ljust(_IFNAMSIZ, b"\0"))
     packed = bytes((value,)) if kind == "inet_proto" else _U16.pack(value)

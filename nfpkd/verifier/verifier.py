@@ -64,6 +64,7 @@ class Verifier:
         self._rules: tuple[Rule, ...] = ()
         self._judge = Judge(memory=memory)
         self._judged: list[tuple[str, Judgement]] = []
+        self._news: list[tuple[str, Judgement]] = []
         self._has_interfaces = False
         self._ledger = GrantLedger()
         self._next_search = -math.inf
@@ -118,32 +119,44 @@ class Verifier:
         try:
             datagram = decode_datagram_untrusted(packet)
         except PacketError:
-            self.commit()
+            self._commit()
             return True
         name = _name_interface(interface) if self._has_interfaces else ""
         judgements = self._judge.judge(datagram, int(time.time()), time.monotonic(), name)
         if not judgements:
-            self.commit()
+            self._commit()
             self._log_mismatch(datagram)
             return True
         source = _format_address(datagram.source)
         self._judged.extend((source, judgement) for judgement in judgements)
         return False
 
-    def commit(self) -> None:
-        """Remember the knocks since the last time, and open in one transaction what the accepted ones ask for.
+    def settle(self) -> None:
+        """End a wake-up: commit, and do what no packet waits for.
 
-        Only then is anything logged: what is said of a knock holds over a crash.
+        Only now is anything logged: what is said of a knock holds over a crash.
         """
+        self._commit()
+        news, self._news = self._news, []
+        for source, judgement in news:
+            if judgement.outcome is not Outcome.ACCEPTED:
+                _log_refusal(source, judgement)
+                continue
+            knock = Opened(judgement.rule, source)
+            _log_accepted(knock)
+            for listener in self._listeners:
+                listener.opened(knock)
+
+    def _commit(self) -> None:
+        """Remember the knocks since the last time, and open in one transaction what the accepted ones ask for."""
         if not self._judged:
             return
         judged, self._judged = self._judged, []
-        accepted = [Opened(verdict.rule, source) for source, verdict in judged if verdict.outcome is Outcome.ACCEPTED]
+        opening = [one for one in judged if _is_accepted(one)]
+        accepted = [Opened(judgement.rule, source) for source, judgement in opening]
         if not self._remember(accepted):
             return
-        for source, judgement in judged:
-            if judgement.outcome is not Outcome.ACCEPTED:
-                _log_refusal(source, judgement)
+        self._news += [one for one in judged if not _is_accepted(one)]
         now = time.monotonic()
         wanted = [grant for rule, source in accepted for grant in make_grants(rule, source, rule.window)]
         try:
@@ -158,10 +171,7 @@ class Verifier:
                 text = f"knock accepted, but the kernel did not open the port: {error}"
                 log_event(logging.ERROR, "grant_failed", text, rule=rule.name, source=source)
             return
-        for knock in accepted:
-            _log_accepted(knock)
-            for listener in self._listeners:
-                listener.opened(knock)
+        self._news += opening
 
     def _remember(self, accepted: list[Opened]) -> bool:
         """Have the store keep what was learned, before anything is opened; return whether it did.
@@ -216,6 +226,10 @@ class Verifier:
             if not self.repair("a grant was refused"):
                 raise
             self._firewall.grant(grants)
+
+
+def _is_accepted(judged: tuple[str, Judgement]) -> bool:
+    return judged[1].outcome is Outcome.ACCEPTED
 
 
 def _format_address(packed: bytes) -> str:

@@ -231,16 +231,16 @@ daemon.Daemon._follow = fail
 def test_a_fault_while_rules_are_read_changes_nothing(network: Network, actions: Actions) -> None:
     actions.write("door.json", rule("door", PORT))
     fault = """
-load_rules = daemon.load_rules
+load = daemon.RuleLoader.load
 calls = []
 
 def fail_the_second_time(*arguments, **options):
     calls.append(True)
     if len(calls) == 2:
         raise AssertionError("a fault of nfpkd's own")
-    return load_rules(*arguments, **options)
+    return load(*arguments, **options)
 
-daemon.load_rules = fail_the_second_time
+daemon.RuleLoader.load = fail_the_second_time
 """
     with listen_tcp(network.server, PORT), faulty(network, actions, fault) as run:
         run.wait_for("guarding")

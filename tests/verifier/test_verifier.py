@@ -112,7 +112,7 @@ class Bench:
     def open(self, key: str = "k", source: str = V4, interface: int = 1) -> None:
         """Knock, and let the wake-up end."""
         assert not self.knock(key, source, interface)
-        self.verifier.commit()
+        self.verifier.settle()
 
     @property
     def state(self) -> State:
@@ -223,7 +223,7 @@ def test_all_knocks_of_one_wake_up_are_one_transaction(bench: Bench) -> None:
         assert not bench.knock(source=source)
     assert not bench.knock("other")
     assert bench.grants == set()
-    bench.verifier.commit()
+    bench.verifier.settle()
     assert len(bench.kernel.applied) == before + 1
     assert {(found.source, found.service.port) for found in bench.grants} == {
         (V4, 22), (V6, 22), ("192.0.2.78", 22), (V4, 80), (V4, 443)
@@ -234,7 +234,7 @@ def test_all_knocks_of_one_wake_up_are_one_transaction(bench: Bench) -> None:
 def test_nothing_accepted_is_no_transaction(bench: Bench) -> None:
     bench.verifier.enforce((a_rule(),))
     before = len(bench.kernel.applied)
-    bench.verifier.commit()
+    bench.verifier.settle()
     bench.verifier.handle(TCP_SEGMENT, 1)
     assert len(bench.kernel.applied) == before
 
@@ -249,6 +249,9 @@ def test_a_held_packet_goes_on_after_what_was_knocked_for_in_front_of_it(bench: 
     assert bench.grants == set()
     assert bench.verifier.handle(packet, 1)
     assert bench.grants == {grant(V4)}
+    # For what is told, and logged, no packet waits.
+    assert bench.told == []
+    bench.verifier.settle()
     assert len(bench.told) == 1
 
 
@@ -290,7 +293,7 @@ def test_what_became_of_each_knock_is_said(bench: Bench, events: Events) -> None
     bench.knock("near")
     bench.knock("old")
     bench.knock("new")
-    bench.verifier.commit()
+    bench.verifier.settle()
     bench.knock("nobody's")
     refused = [
         ("ssh", "rate_limited"), ("near", "source_not_allowed"), ("dated", "key_expired"),
@@ -318,7 +321,7 @@ def test_a_replay_and_a_wrong_clock_are_said(bench: Bench, events: Events) -> No
     for offset in (0, 0, -40):
         payload = encode_knock(a_key("k").secret.reveal(), b"PKD0", KNOCK_PORT, WALL + offset, bytes(12))
         bench.verifier.handle(a_packet(V6, payload), 1)
-    bench.verifier.commit()
+    bench.verifier.settle()
     assert [fields["reason"] for event, fields in events() if event == "knock_refused"] == ["replayed", "clock_off"]
 
 
@@ -329,7 +332,7 @@ def test_listeners_are_told_once_the_door_is_open(bench: Bench) -> None:
     bench.knock()
     bench.knock(source=V6)
     assert bench.told == []
-    bench.verifier.commit()
+    bench.verifier.settle()
     assert seen == [2, 2]
 
 
@@ -339,7 +342,7 @@ def test_a_grant_that_the_kernel_refuses_is_said_and_nobody_is_told(bench: Bench
     bench.knock()
     bench.knock(source=V6)
     bench.kernel.fail_next()
-    bench.verifier.commit()
+    bench.verifier.settle()
     assert bench.told == []
     assert bench.grants == set()
     assert [(event, fields["source"]) for event, fields in events()] == [("grant_failed", V4), ("grant_failed", V6)]
@@ -426,7 +429,7 @@ def test_the_longest_window_of_one_wake_up_counts(bench: Bench, order: tuple[str
     bench.verifier.enforce((a_rule("long", "long", window=600), a_rule("short", "short", window=10)))
     for key in order:
         bench.knock(key)
-    bench.verifier.commit()
+    bench.verifier.settle()
     assert bench.left == {"long": 600}
 
 
