@@ -41,6 +41,17 @@ _LOG_LENGTH = 4 * 1024 * 1024
 _LEAST_FREE = 16 * _LOG_LENGTH
 # SQLite's integers are signed and stamps are not; as big-endian bytes they compare as they should.
 _TIME_LENGTH = 8
+# SQLite keeps in a column whatever it is given.
+_FIND_STRANGE = f"""
+SELECT 1 FROM seen
+WHERE (typeof(key), typeof(time), length(time), typeof(digest)) != ('blob', 'blob', {_TIME_LENGTH}, 'blob')
+UNION ALL
+SELECT 1 FROM cutoffs
+WHERE (typeof(key), typeof(time), length(time)) != ('blob', 'blob', {_TIME_LENGTH})
+LIMIT 1
+"""  # noqa: S608  (a constant)
+# sqlite3 also reads the names in a damaged file as text, to say what is wrong with them.
+_DAMAGE = (sqlite3.Error, UnicodeDecodeError)
 
 
 class ReplayStore:
@@ -58,17 +69,15 @@ class ReplayStore:
             raise _unusable(directory, (error.strerror or str(error)).lower()) from None
         self._path = directory / FILE_NAME
         try:
-            self._open()
+            self._open_or_begin_anew()
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise StateError(
                     f"{self._path} is used by another nfpkd", 'give each its own with "--state-dir"'
                 ) from None
             raise _unusable(directory, str(error)) from None
-        except sqlite3.DatabaseError:
-            self._set_aside()
-            self.was_lost = True
-            self._open()
+        except (*_DAMAGE, OSError) as error:
+            raise _unusable(directory, str(error)) from None
 
     def load(self) -> dict[KeyId, ReplayMemory]:
         """Return what was remembered of each key; raises StateError."""
@@ -77,7 +86,7 @@ class ReplayStore:
             for key, second, digest in self._connection.execute("SELECT key, time, digest FROM seen"):
                 seen.setdefault(key, {}).setdefault(int.from_bytes(second), set()).add(digest)
             found = self._connection.execute("SELECT key, time FROM cutoffs").fetchall()
-        except sqlite3.Error as error:
+        except _DAMAGE as error:
             raise _unusable(self._path.parent, str(error)) from None
         cutoffs = {key: int.from_bytes(second) for key, second in found}
         return {
@@ -97,11 +106,22 @@ class ReplayStore:
                     cutoff = second.to_bytes(_TIME_LENGTH)
                     connection.execute("INSERT OR REPLACE INTO cutoffs VALUES (?, ?)", (key, cutoff))
                     connection.execute("DELETE FROM seen WHERE key = ? AND time <= ?", (key, cutoff))
-        except sqlite3.Error as error:
+        except _DAMAGE as error:
             raise StateError(f"{self._path} cannot be written: {error}", "make room on its disk") from None
 
     def close(self) -> None:
         self._connection.close()
+
+    def _open_or_begin_anew(self) -> None:
+        try:
+            self._open()
+        except sqlite3.OperationalError:
+            # What is in the way is not in the file.
+            raise
+        except _DAMAGE:
+            self._set_aside()
+            self.was_lost = True
+            self._open()
 
     def _open(self) -> None:
         # Nobody waits for a lock: whoever has the store keeps it.
@@ -115,6 +135,8 @@ class ReplayStore:
             (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict)
+            if self._connection.execute(_FIND_STRANGE).fetchone():
+                raise sqlite3.DatabaseError("what is in it was not written by nfpkd")
             self._lengthen_log()
         except BaseException:
             self._connection.close()
