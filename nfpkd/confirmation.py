@@ -18,17 +18,48 @@ import sys
 import syslog
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-from nfpkd.errors import KernelError
-from nfpkd.firewall.kernel import Kernel
+from nfpkd.errors import KernelError, NfpkdError, StateError
+from nfpkd.firewall.kernel import Kernel, Listing
 from nfpkd.firewall.layout import TABLE
-from nfpkd.firewall.nft import Json
 from nfpkd.firewall.rollback import restore_table
 from nfpkd.instance import find_instance
 
 DIRECTORY = Path("/run/nfpkd")
 # How long `nfpkd run` may take to end when it is to be undone.
 _PATIENCE_SECONDS = 20.0
+
+
+class Pending(NamedTuple):
+    """A change that waits: *listing* is what nft listed of our table before it, None where there was no table."""
+
+    generation: str
+    listing: Listing | None
+
+
+def parse_pending(data: bytes) -> Pending:
+    """Return the change that was written down as *data*; raises StateError for anything else."""
+    try:
+        found = json.loads(data)
+        generation, listing = found["generation"], found["listing"]
+    except (LookupError, TypeError, ValueError, RecursionError):
+        raise _damaged() from None
+    if not isinstance(generation, str) or not (listing is None or _is_listing(listing)):
+        raise _damaged()
+    return Pending(generation, listing)
+
+
+def _is_listing(value: object) -> bool:
+    """Tell whether *value* has the shape of nft's listings: objects, each of them described by kind."""
+    return isinstance(value, list) and all(
+        isinstance(entry, dict) and all(isinstance(described, dict) for described in entry.values()) for entry in value
+    )
+
+
+def _damaged() -> StateError:
+    reason = "the change that waits to be confirmed cannot be undone, for what was noted of the time before is damaged"
+    return StateError(reason, 'see "nfpkd status" for what is in force; "nfpkd teardown" takes the guard away')
 
 
 class Confirmation:
@@ -44,16 +75,19 @@ class Confirmation:
         """Have everything put back in so many *seconds*, as it is now; raises KernelError."""
         generation = secrets.token_hex(8)
         text = json.dumps({"generation": generation, "listing": kernel.list(TABLE)})
+        fresh = self._file.with_suffix(f".{os.getpid()}.new")
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Grants tell who comes from where.
-            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(text)
-        except FileExistsError:
-            raise KernelError("an earlier change still waits to be confirmed", "run `nfpkd confirm`, or wait") from None
+            self._put_in_place(fresh)
         except OSError as error:
             raise KernelError(f"{self._file} cannot be written: {error.strerror}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
         waiting = [sys.executable, "-P", "-m", "nfpkd", "rollback", generation, str(seconds)]
         null = subprocess.DEVNULL
         # In a session of its own, which no terminal ends; nobody waits for it.
@@ -61,35 +95,56 @@ class Confirmation:
 
     def confirm(self) -> bool:
         """Let the change stay; return False if none is waiting (any more)."""
-        return self._claim() is not None
+        claimed = self._claim()
+        if claimed is not None:
+            claimed.unlink()
+        return claimed is not None
 
     def is_waiting(self, generation: str) -> bool:
         """Tell whether it is change *generation* that waits."""
         try:
-            return bool(json.loads(self._file.read_text())["generation"] == generation)
+            return parse_pending(self._file.read_bytes()).generation == generation
         except FileNotFoundError:
             return False
+        except StateError:
+            # Whichever it is, it is not confirmed; there is one at a time.
+            return True
 
     def roll_back(self, generation: str, kernel: Kernel) -> bool:
-        """Put back what was there before change *generation*; return False if it was confirmed. Raises KernelError."""
-        pending = self._claim() if self.is_waiting(generation) else None
-        if pending is None:
+        """Put back what was there before change *generation*; return False if it was confirmed.
+
+        Raises KernelError or StateError if it cannot be put back.
+        """
+        claimed = self._claim() if self.is_waiting(generation) else None
+        if claimed is None:
             return False
-        _stop_instance()
-        kernel.apply(restore_table(pending["listing"]))
+        data = claimed.read_bytes()
+        claimed.unlink()
+        try:
+            pending = parse_pending(data)
+            _stop_instance()
+            kernel.apply(restore_table(pending.listing))
+        except NfpkdError as error:
+            # Nobody reads what the waiting process prints.
+            syslog.syslog(syslog.LOG_ERR, f"nfpkd: not confirmed in time: {error}")
+            raise
         syslog.syslog(syslog.LOG_WARNING, "nfpkd: not confirmed in time; the firewall is as it was before")
         return True
 
-    def _claim(self) -> Json | None:
-        """Take the waiting change, and return it; None if there is none, or somebody else was first."""
+    def _put_in_place(self, fresh: Path) -> None:
+        """Give what is written its name: whole or not at all, and only if no other has it."""
+        try:
+            self._file.hardlink_to(fresh)
+        except FileExistsError:
+            raise KernelError("an earlier change still waits to be confirmed", "run `nfpkd confirm`, or wait") from None
+
+    def _claim(self) -> Path | None:
+        """Take the waiting change, and return where it is now; None if there is none, or somebody else was first."""
         claimed = self._file.with_suffix(f".{os.getpid()}")
         try:
-            self._file.rename(claimed)
+            return self._file.rename(claimed)
         except FileNotFoundError:
             return None
-        pending: Json = json.loads(claimed.read_text())
-        claimed.unlink()
-        return pending
 
 
 def _stop_instance() -> None:
