@@ -63,9 +63,13 @@ def decode_message_untrusted(data: bytes) -> Message:
         raise TriggerError("a message that is too short")
     number, family, packed = _HEAD.unpack_from(data)
     name = data[_HEAD.size :]
-    if number == Event.RELOAD:
-        return Message(Event.RELOAD)
-    if number not in (Event.OPEN, Event.CLOSE) or family not in (4, 6) or not _NAME.fullmatch(name):
+    message = Message(Event.RELOAD)
+    if number != Event.RELOAD:
+        if number not in (Event.OPEN, Event.CLOSE) or family not in (4, 6) or not _NAME.fullmatch(name):
+            raise TriggerError("a message that makes no sense")
+        address = ipaddress.ip_address(packed[:4] if family == 4 else packed)
+        message = Message(Event(number), name.decode(), str(address))
+    # Nothing may stand where nothing belongs.
+    if encode_message(message) != data:
         raise TriggerError("a message that makes no sense")
-    address = ipaddress.ip_address(packed[:4] if family == 4 else packed)
-    return Message(Event(number), name.decode(), str(address))
+    return message

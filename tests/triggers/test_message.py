@@ -70,6 +70,10 @@ def test_the_layout() -> None:
         b"\1\4" + bytes(16) + b"ssh\n",
         b"\1\4" + bytes(16) + b"ssh\0",
         b"\1\4" + bytes(16) + "ä".encode(),
+        # What encodes to something else: where nothing belongs, something could be hidden.
+        b"\1\4" + bytes(4) + b"x" * 12 + b"ssh",
+        b"\3" + bytes(17) + b"ssh",
+        b"\3\4" + bytes(16),
     ],
 )
 def test_what_makes_no_sense_is_refused(data: bytes) -> None:
