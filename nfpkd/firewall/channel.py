@@ -35,6 +35,8 @@ _NFNL_MSG_BATCH_BEGIN = 16
 _NFNL_MSG_BATCH_END = 17
 
 _ERRNO = struct.Struct("=i")
+# linux/err.h
+_MAX_ERRNO = 4095
 # The kernel fills what it is given, up to 32 KiB.
 _BUFFER = 1 << 16
 # The kernel answers while it is asked; this only bounds a surprise.
@@ -98,9 +100,8 @@ class Channel:
                     continue
                 interrupted = interrupted or bool(message.flags & _NLM_F_DUMP_INTR)
                 if message.kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    (negative,) = _ERRNO.unpack_from(message.body)
-                    if negative:
-                        raise OSError(-negative, os.strerror(-negative))
+                    if error := _read_error(message.body):
+                        raise OSError(error, os.strerror(error))
                     if interrupted:
                         raise NetlinkError("it changed while it was read")
                     return
@@ -119,9 +120,17 @@ def read_errors(answer: bytes, sequences: range) -> list[int]:
     """
     try:
         messages = [message for message in iterate_messages(answer) if message.sequence in sequences]
-        return [-_ERRNO.unpack_from(message.body)[0] for message in messages if message.kind == _NLMSG_ERROR]
-    except (NetlinkError, struct.error):
+        return [_read_error(message.body) for message in messages if message.kind == _NLMSG_ERROR]
+    except NetlinkError:
         return [errno.EPROTO]
+
+
+def _read_error(body: bytes) -> int:
+    """Return the errno that an acknowledgement or the end of a dump tells; 0 is success."""
+    if len(body) < _ERRNO.size:
+        return errno.EPROTO
+    (negative,) = _ERRNO.unpack_from(body)
+    return -negative if -_MAX_ERRNO <= negative <= 0 else errno.EPROTO
 
 
 def _nf_tables(kind: int) -> int:

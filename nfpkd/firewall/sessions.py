@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from nfpkd.firewall.state import Session
 from nfpkd.rules.model import Protocol, Service
 
 _PROC = Path("/proc/thread-self/net")
+# As get_tcp4_sock() and get_tcp6_sock() in the kernel's net/ write it, and UDP's likewise.
+_ADDRESS = "[0-9A-F]{8}(?:[0-9A-F]{24})?"
+_ROW = re.compile(rf"\s*[0-9]+: {_ADDRESS}:([0-9A-F]{{4}}) ({_ADDRESS}:[0-9A-F]{{4}}) ([0-9A-F]{{2}}) ")
 # Linux: include/net/tcp_states.h
 _ESTABLISHED = "01"
 _LISTEN = "0A"
@@ -65,10 +69,11 @@ def parse_listening(table: str, protocol: Protocol) -> Iterator[Service]:
 
 
 def _parse_rows(table: str) -> Iterator[tuple[int, str, str]]:
-    """Yield local port, remote address and port, and state of each row."""
+    """Yield local port, remote address and port, and state of each row; what is no row is passed over."""
     for line in table.splitlines()[1:]:
-        _, local, remote, state, *_ = line.split()
-        yield int(local.split(":")[1], 16), remote, state
+        if found := _ROW.match(line):
+            local_port, remote, state = found.groups()
+            yield int(local_port, 16), remote, state
 
 
 def _parse_address(words: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 # Kernel: net/netfilter/nfnetlink_queue.c, seq_show().
 _PROC = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
+_ROW = re.compile(r"(?:\s*[0-9]{1,20}\b){7,}\s*")
 
 
 class Listener(NamedTuple):
@@ -31,6 +33,6 @@ def find_queue_listeners() -> dict[int, Listener]:
 
 
 def parse_listeners(table: str) -> dict[int, Listener]:
-    """Return the listeners in the text of /proc/net/netfilter/nfnetlink_queue."""
-    rows = [[int(column) for column in line.split()] for line in table.splitlines()]
+    """Return the listeners in the text of /proc/net/netfilter/nfnetlink_queue; what is no row is passed over."""
+    rows = [[int(column) for column in line.split()] for line in table.splitlines() if _ROW.fullmatch(line)]
     return {row[0]: Listener(row[1], row[2], row[5], row[6]) for row in rows}

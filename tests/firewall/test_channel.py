@@ -31,6 +31,11 @@ def answer(error: int, kind: int = 2, sequence: int = 1) -> bytes:
         (answer(errno.EPERM, sequence=0), []),
         (answer(0, sequence=3) + answer(0), [0]),
         (answer(0, kind=3), []),
+        # No errno, and nothing that strerror() takes.
+        (answer(2**31), [errno.EPROTO]),
+        (answer(4096), [errno.EPROTO]),
+        (answer(-1), [errno.EPROTO]),
+        (answer(4095), [4095]),
     ],
 )
 def test_acknowledgements_are_read_in_order(text: bytes, errors: list[int]) -> None:

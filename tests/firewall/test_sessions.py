@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfpkd.firewall import sessions
-from nfpkd.firewall.sessions import list_open_sessions, parse_sessions
+from nfpkd.firewall.sessions import list_open_sessions, parse_listening, parse_sessions
 from nfpkd.firewall.state import Session
 from nfpkd.rules.model import Protocol, Service
 
@@ -94,3 +94,25 @@ def test_a_host_without_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "tcp").write_text(HEADER + line("192.0.2.7", 1, 22))
     monkeypatch.setattr(sessions, "_PROC", tmp_path)
     assert list(list_open_sessions()) == [ssh("192.0.2.7", 1)]
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        "",
+        "x",
+        "   0: 0100007F:0016 0100007F:C350",
+        "   0: 0100007F 0100007F:C350 01 0 0",
+        "   0: 0100007F:0016 0100007F 01 0 0",
+        "   0: 0100007F:0016 0100007:C350 01 0 0",
+        "   0: 0100007F:0016 -100007F:C350 01 0 0",
+        "   0: 0100007F:0016 0100007F0100007F:C350 01 0 0",
+        "   0: 0100007F:10016 0100007F:C350 01 0 0",
+        "   0: 0100007F:0016 0100007F:1C350 01 0 0",
+        "   0: 0100007F:xx16 0100007F:C350 01 0 0",
+    ],
+)
+def test_what_is_no_row_is_passed_over(spoiled: str) -> None:
+    table = f"{HEADER}{spoiled}\n{line('192.0.2.7', 50000, 22)}{spoiled}\n"
+    assert list(parse_sessions(table)) == [ssh("192.0.2.7", 50000)]
+    assert list(parse_listening(table, Protocol.UDP)) == []

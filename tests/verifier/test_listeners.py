@@ -38,3 +38,10 @@ def test_a_kernel_without_queues_has_no_listeners(tmp_path: Path, monkeypatch: p
 
 def test_this_kernels_own_table_can_be_read() -> None:
     assert all(isinstance(number, int) for number in find_queue_listeners())
+
+
+@pytest.mark.parametrize(
+    "line", ["", " ", "x", "1 2", "1 2 3 4 5 6", "1 2 x 4 5 6 7 8 9", "1 2 -3 4 5 6 7 8 9", "1 " * 6 + "9" * 5000]
+)
+def test_what_is_no_row_is_passed_over(line: str) -> None:
+    assert parse_listeners(f"{line}\n{TABLE}{line}\n") == parse_listeners(TABLE)
