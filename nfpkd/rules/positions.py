@@ -25,6 +25,7 @@ MAX_NUMBER_LENGTH = 64
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _TOKEN = re.compile(r'[ \t\n\r]*(?:("[^"\\]*(?:\\.[^"\\]*)*")|([\[\]{},:])|([^\s\[\]{}:,"]+))', re.DOTALL)
+_CONSTANT = re.compile("NaN|-?Infinity")
 
 
 class Token(NamedTuple):
@@ -129,8 +130,9 @@ class Document:
                 return self._problem_at(offset, f"{token} is given twice")
             if is_key:
                 keys.add(path)
-            elif token in ("NaN", "Infinity", "-Infinity"):
-                return self._problem_at(offset, f"{token} is not a JSON number")
+            elif constant := _CONSTANT.match(token):
+                # The parser stopped right behind it: what follows may be anything, and is not walked.
+                return self._problem_at(offset, f"{constant[0]} is not a JSON number")
             elif len(path) >= MAX_DEPTH and token in "[{":
                 return self._problem_at(offset, f"brackets are nested more than {MAX_DEPTH} deep")
             elif token[0] in "-0123456789" and len(token) > MAX_NUMBER_LENGTH:

@@ -84,6 +84,11 @@ def test_what_is_not_there_is_placed_at_its_nearest_parent(
         ('{"a": Infinity}', 1, 7, "Infinity is not a JSON number"),
         ("[[-Infinity]]", 1, 3, "-Infinity is not a JSON number"),
         ('["NaN", NaN', 1, 9, "NaN is not a JSON number"),
+        # The parser stops there, so what follows need not be JSON.
+        ("NaNA {", 1, 1, "NaN is not a JSON number"),
+        ('[NaN {"a\x18: {}, : "b"', 1, 2, "NaN is not a JSON number"),
+        ("[1, -Infinityx]]]}", 1, 5, "-Infinity is not a JSON number"),
+        ('{"a": 1, "a": 2}}}]{', 1, 10, '"a" is given twice'),
         (r'["\ud800"]', 1, 2, "lone surrogate"),
         (r'["ok", "\uDFFFx"]', 1, 8, "lone surrogate"),
         (r'{"\ud83d": 1}', 1, 2, "lone surrogate"),
