@@ -129,4 +129,11 @@ def _explain_unknown(name: str, known: dict[str, object], owner: str) -> str:
 def _show(value: object) -> str:
     """Return ``, not VALUE`` for values short enough to be of help, escaped."""
     shown = json.dumps(value)
-    return f", not {shown}" if len(shown) <= 40 else ""
+    return f", not {shown}" if len(shown) <= 40 and not _holds_fields(value) else ""
+
+
+def _holds_fields(value: object) -> bool:
+    """Tell whether there are fields in *value*: behind a bracket that is missing, one may be a key."""
+    if isinstance(value, list):
+        return any(map(_holds_fields, value))
+    return isinstance(value, dict) and bool(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -152,7 +153,7 @@ def test_a_value_of_a_bad_type_is_one_fault_at_its_field(field: str, value: obje
         message = f'"x" is not a field of "{field}"; known are {known}'
         assert faults_of(**{field: value}) == [Finding((0, field, "x"), message, at_key=True)]
     else:
-        shown = "" if field in KEYS else f", not {json.dumps(value)}"
+        shown = "" if field in KEYS or value == {"x": 1} else f", not {json.dumps(value)}"
         message = f'"{field}" {FIELDS[field]["errorMessage"]}{shown}'
         assert faults_of(**{field: value}) == [Finding((0, field), message)]
 
@@ -274,6 +275,13 @@ def test_a_bad_part_of_a_value_is_one_fault_at_that_part(
 def test_a_bad_entry_of_keys_is_one_fault_at_it_and_not_shown(bad: object) -> None:
     message = f'"keys" {FIELDS["keys"]["errorMessage"]}'
     assert faults_of(keys=["k", bad]) == [Finding((0, "keys", 1), message)]
+
+
+@pytest.mark.parametrize("wrap", [lambda rule: rule, lambda rule: [rule], lambda rule: [22, [{"x": rule}]]])
+def test_what_has_fields_is_not_shown(wrap: Callable[[object], object]) -> None:
+    """Where a bracket is missing, the next rule is taken for a value, with its key."""
+    (found,) = faults_of(port=wrap({"name": "b", "key": "secret"}))
+    assert "secret" not in found.message
 
 
 def test_a_long_value_is_not_shown() -> None:
