@@ -36,7 +36,7 @@ RETRY_SECONDS = 130
 
 # How many bits an address has.
 _FULL = {4: 32, 6: 128}
-_NAME = re.compile(r"(grants|extend|once)([46])(?:_net(\d+))?(?:_(\d+)s)?(_if)?")
+_NAME = re.compile(r"(grants|extend|once)([46])(?:_net([0-9]{1,3}))?(?:_([0-9]{1,9})s)?(_if)?")
 
 
 class Mode(enum.Enum):

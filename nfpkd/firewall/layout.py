@@ -205,7 +205,7 @@ def _rules(source_limit: int) -> Iterator[Rule]:
     yield rule(REFUSALS[Reject.ICMP_ADMIN], "prohibited", nft.reject("icmpx", "admin-prohibited"))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def declarations(source_limit: int = DEFAULT_SOURCE_LIMIT) -> tuple[Declaration, ...]:
     """Return everything constant in the table, in the order in which it must be added.
 
@@ -223,11 +223,11 @@ def declarations(source_limit: int = DEFAULT_SOURCE_LIMIT) -> tuple[Declaration,
 
 def parse_source_limit(comment: str) -> int | None:
     """Return the limit that the comment of a table's last guard rule tells, or None if it is not such a comment."""
-    found = re.fullmatch(r"layout [0-9a-f]+ limit (\d+)", comment)
+    found = re.fullmatch(r"layout [0-9a-f]+ limit ([0-9]{1,9})", comment)
     return int(found[1]) if found else None
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def rule_comments(source_limit: int) -> dict[str, tuple[str, ...]]:
     """Return the comments of each constant chain's rules: what an untouched table lists."""
     comments: dict[str, list[str]] = {}

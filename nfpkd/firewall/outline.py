@@ -10,12 +10,14 @@ attributes are in network byte order.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from nfpkd.errors import NetlinkError
 from nfpkd.firewall.channel import Channel
 from nfpkd.firewall.netlink import NFGENMSG, iterate_attributes, pack_attribute, pack_text, text_of
 from nfpkd.firewall.nft import Json, Table
 
+_NFT_MSG_GETTABLE = 1
 _NFT_MSG_GETRULE = 7
 _NFT_MSG_GETSET = 10
 _NFT_MSG_GETOBJ = 19
@@ -23,6 +25,8 @@ _NFT_MSG_GETOBJ = 19
 # The table's name comes first in all of them, and then its own, or its chain's.
 _NFTA_TABLE = 1
 _NFTA_NAME = 2
+_NFTA_TABLE_FLAGS = 2
+_NFT_TABLE_F_DORMANT = 0x1
 _NFTA_SET_FLAGS = 3
 _NFT_SET_ANONYMOUS = 0x1
 _NFT_SET_MAP = 0x8
@@ -47,12 +51,24 @@ def read_outline(channel: Channel, table: Table) -> list[Json] | None:
     expressions alone.  Raises NetlinkError if the table changed meanwhile, and OSError as the kernel refuses.
     """
     try:
-        sets = [_parse_set(body) for body in _dump(channel, _NFT_MSG_GETSET, table)]
+        sets = list(_dump(channel, _NFT_MSG_GETSET, table))
     except FileNotFoundError:
         return None
-    counters = [_parse_object(body) for body in _dump(channel, _NFT_MSG_GETOBJ, table)]
-    rules = [_parse_rule(body) for body in _dump(channel, _NFT_MSG_GETRULE, table)]
-    return [entry for entry in (*counters, *sets, *rules) if entry is not None]
+    kinds = (
+        (_parse_table, _dump(channel, _NFT_MSG_GETTABLE, table)),
+        (_parse_object, _dump(channel, _NFT_MSG_GETOBJ, table)),
+        (_parse_set, sets),
+        (_parse_rule, _dump(channel, _NFT_MSG_GETRULE, table)),
+    )
+    return [entry for parse, bodies in kinds for body in bodies if (entry := _parse_untrusted(parse, body)) is not None]
+
+
+def _parse_untrusted(parse: Callable[[bytes], Json | None], body: bytes) -> Json | None:
+    """Return what *parse* makes of *body*; raises NetlinkError for one that lacks something."""
+    try:
+        return parse(body)
+    except (KeyError, struct.error):
+        raise NetlinkError("a message lacks something") from None
 
 
 def _dump(channel: Channel, kind: int, table: Table) -> Iterator[bytes]:
@@ -62,6 +78,13 @@ def _dump(channel: Channel, kind: int, table: Table) -> Iterator[bytes]:
         # A kernel that does not know how to filter tells of other tables, too.
         if text_of(attributes.get(_NFTA_TABLE, b"")) == table.name:
             yield body
+
+
+def _parse_table(body: bytes) -> Json | None:
+    """Return the table if it is dormant, for then it does nothing."""
+    attributes = dict(iterate_attributes(body, NFGENMSG.size))
+    (flags,) = _U32.unpack(attributes.get(_NFTA_TABLE_FLAGS, bytes(4)))
+    return {"table": {"flags": "dormant"}} if flags & _NFT_TABLE_F_DORMANT else None
 
 
 def _parse_set(body: bytes) -> Json | None:

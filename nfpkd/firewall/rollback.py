@@ -23,31 +23,34 @@ def restore_table(listing: Iterable[Json] | None) -> Transaction:
     if listing is None:
         return delete_table()
     found = list(listing)
+    queue = parse_state(found).queue
     return Transaction(
         (
             nft.add_table(TABLE),
             nft.delete_table(TABLE),
             nft.add_table(TABLE),
-            *(command for kind in _ORDER for command in _add_again(found, kind)),
+            *(command for kind in _ORDER for command in _add_again(found, kind, queue)),
         )
     )
 
 
-def _add_again(listing: list[Json], kind: str) -> Iterator[Json]:
-    queue = parse_state(listing).queue
+def _add_again(listing: list[Json], kind: str, queue: int | None) -> Iterator[Json]:
     for entry in listing:
         if kind not in entry:
             continue
         described = {name: value for name, value in entry[kind].items() if name != "handle"}
-        if kind == "rule" and described["chain"] == layout.VERIFY and queue is not None:
+        if kind == "rule" and described.get("chain") == layout.VERIFY and queue is not None:
             # Through nft_compat it is listed in a form that cannot be added again.
             yield nft.add(layout.queue_rule(queue))
         else:
-            if "elem" in described:
+            if isinstance(described.get("elem"), list):
                 described["elem"] = [element for element in described["elem"] if not _has_run_out(element)]
             yield {"add": {kind: described}}
 
 
 def _has_run_out(element: Any) -> bool:
     """Tell whether an element was in its last second: to add it with no time left would give it all its time again."""
-    return isinstance(element, dict) and element.get("elem", {}).get("expires") == 0
+    match element:
+        case {"elem": {"expires": 0}}:
+            return True
+    return False

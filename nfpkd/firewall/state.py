@@ -49,7 +49,8 @@ class Grant(NamedTuple):
 
     def lets_in(self, address: str) -> bool:
         """Tell whether *address*, numeric, is the one or among those that are let in."""
-        return ipaddress.ip_address(address) in ipaddress.ip_network(self.who)
+        # One that was made by hand may have bits behind its prefix.
+        return ipaddress.ip_address(address) in ipaddress.ip_network(self.who, strict=False)
 
 
 class Session(NamedTuple):
@@ -103,22 +104,12 @@ def family_of(address: str) -> int:
 
 def parse_state(listing: Iterable[Json]) -> State:
     """Return the state that `Kernel.survey`, or `Kernel.list`, shows."""
-    sets: dict[str, list[Any]] = {}
-    rules: dict[str, list[Json]] = {}
-    counters = {}
-    for entry in listing:
-        for kind, described in entry.items():
-            if kind in ("set", "map"):
-                sets[described["name"]] = described.get("elem", [])
-            elif kind == "rule":
-                rules.setdefault(described["chain"], []).append(described)
-            elif kind == "counter":
-                counters[described["name"]] = Traffic(described["packets"], described["bytes"])
+    foreign: list[Any] = []
+    sets, rules, counters = _sort(listing, foreign)
     queue, target = _parse_queue(rules.get(layout.VERIFY, []))
     comments = {chain: tuple(rule.get("comment", "") for rule in found) for chain, found in rules.items()}
     source_limit = layout.parse_source_limit(comments.get("guard", ("",))[-1])
     doors = {name: door for name in sets if (door := parse_door(name))}
-    foreign: list[Any] = []
     grants = [grant for name, door in doors.items() for grant in _read_ours(_grant_reader(door), sets[name], foreign)]
     sessions = [listed for name in layout.SESSIONS.values() for listed in sets.get(name, [])]
     return State(
@@ -139,6 +130,32 @@ def parse_state(listing: Iterable[Json]) -> State:
     )
 
 
+def _sort(
+    listing: Iterable[Json], foreign: list[Any]
+) -> tuple[dict[str, list[Any]], dict[str, list[Json]], dict[str, Traffic]]:
+    """Return the elements of each set, the rules of each chain, and the counters; what cannot be read joins *foreign*.
+
+    Our table has no flags: with the flag ``dormant`` it would guard nothing.
+    """
+    sets: dict[str, list[Any]] = {}
+    rules: dict[str, list[Json]] = {}
+    counters: dict[str, Traffic] = {}
+    for entry in listing:
+        for kind, described in entry.items():
+            match kind, {"elem": [], "comment": "", **described}:
+                case "set" | "map", {"name": str(name), "elem": list(elements)}:
+                    sets[name] = elements
+                case "rule", {"chain": str(chain), "expr": list(statements), "comment": str()} if all(
+                    isinstance(statement, dict) for statement in statements
+                ):
+                    rules.setdefault(chain, []).append(described)
+                case "counter", {"name": str(name), "packets": int(packets), "bytes": int(size)}:
+                    counters[name] = Traffic(packets, size)
+                case ("set" | "map" | "rule" | "counter", _) | ("table", {"flags": _}):
+                    foreign.append(described)
+    return sets, rules, counters
+
+
 def _read_ours(read: Callable[[Any], _T], listed: Iterable[Any], foreign: list[Any]) -> list[_T]:
     """Return what *read* makes of what is *listed*; what it cannot read joins *foreign*.
 
@@ -149,7 +166,7 @@ def _read_ours(read: Callable[[Any], _T], listed: Iterable[Any], foreign: list[A
     for entry in listed:
         try:
             found.append(read(entry))
-        except (AttributeError, LookupError, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             foreign.append(entry)
     return found
 
@@ -164,7 +181,7 @@ def _is_intact(set_names: Iterable[str], comments: dict[str, tuple[str, ...]], s
 def _parse_queue(rules: list[Json]) -> tuple[int | None, str]:
     """Read the queue's number from the comment, for an xtables target is listed without its options."""
     for rule in rules:
-        found = re.fullmatch(r"queue (\d+)", rule.get("comment", ""))
+        found = re.fullmatch(r"queue ([0-9]{1,5})", rule.get("comment", ""))
         if found:
             native = any("queue" in statement for statement in rule["expr"])
             return int(found[1]), "nft_queue" if native else "nft_compat"
@@ -173,12 +190,12 @@ def _parse_queue(rules: list[Json]) -> tuple[int | None, str]:
 
 def _read_gated(listed: Any) -> tuple[Service, str]:
     key, described = _read_element(listed)
-    return _service(*key), described.get("comment", "")
+    return _service(*key), _text(described.get("comment", ""))
 
 
 def _read_gated_on(listed: Any) -> tuple[Place, str]:
     (interface, *service), described = _read_element(listed)
-    return Place(interface, _service(*service)), described.get("comment", "")
+    return Place(_text(interface), _service(*service)), _text(described.get("comment", ""))
 
 
 def _read_reject(listed: Any) -> tuple[Service, Reject]:
@@ -190,16 +207,16 @@ def _grant_reader(door: Door) -> Callable[[Any], Grant]:
     def read(listed: Any) -> Grant:
         key, described = _read_element(listed)
         *interface, source, protocol, port = key
-        if len(interface) != door.by_interface or not isinstance(source, str):
+        if len(interface) != door.by_interface or ipaddress.ip_address(_text(source)).version != door.family:
             raise ValueError("not a grant of this kind")
         return Grant(
             source,
             _service(protocol, port),
-            described.get("comment", ""),
-            described.get("timeout", 0),
-            described.get("expires", 0),
+            _text(described.get("comment", "")),
+            _number(described.get("timeout", 0)),
+            _number(described.get("expires", 0)),
             None if door.is_usual else door,
-            *interface,
+            *map(_text, interface),
         )
 
     return read
@@ -207,7 +224,8 @@ def _grant_reader(door: Door) -> Callable[[Any], Grant]:
 
 def _read_session(listed: Any) -> tuple[Session, int]:
     (source, source_port, protocol, port), described = _read_element(listed)
-    return Session(source, source_port, _service(protocol, port)), described.get("expires", 0)
+    ipaddress.ip_address(_text(source))
+    return Session(source, _number(source_port), _service(protocol, port)), _number(described.get("expires", 0))
 
 
 def _read_element(listed: Any) -> tuple[list[Any], Json]:
@@ -216,5 +234,17 @@ def _read_element(listed: Any) -> tuple[list[Any], Json]:
     return described["val"]["concat"], described
 
 
-def _service(protocol: int, port: int) -> Service:
-    return Service(Protocol(protocol), port)
+def _service(protocol: Any, port: Any) -> Service:
+    return Service(Protocol(protocol), _number(port))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int):
+        raise TypeError("not a number")
+    return value

@@ -89,6 +89,24 @@ def test_a_refusal_is_raised(answering: Answering) -> None:
         outline.read_outline(answering(lambda asked: done(asked, error=1, kind=2)), HOUSE)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        pack_attribute(2, b"x") + pack_attribute(3, b"x"),
+        pack_attribute(3, bytes(4)),
+        pack_attribute(2, bytes(4)) + pack_attribute(3, struct.pack(">I", 1)),
+        pack_attribute(2, bytes(4)) + pack_attribute(3, struct.pack(">I", 1)) + pack_attribute(4, b""),
+    ],
+)
+def test_what_lacks_something_is_refused(answering: Answering, body: bytes) -> None:
+    def answer(asked: int) -> bytes:
+        whole = NFGENMSG.pack(1, 0, 0) + pack_attribute(1, pack_text("house")) + body
+        return HEADER.pack(HEADER.size + len(whole), 10 << 8 | 9, 0, asked, 0) + whole + done(asked)
+
+    with pytest.raises(NetlinkError):
+        outline.read_outline(answering(answer), HOUSE)
+
+
 @pytest.mark.netns
 def test_full_sets_are_not_read(real_kernel: NftablesKernel) -> None:
     """With their elements this takes libnftables hundreds of packets of netlink."""

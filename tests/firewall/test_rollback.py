@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from nfpkd.firewall.firewall import Firewall
 from nfpkd.firewall.kernel import Kernel
 from nfpkd.firewall.layout import TABLE
+from nfpkd.firewall.nft import Json
 from nfpkd.firewall.rollback import restore_table
 from nfpkd.firewall.ruleset import Options, make_grants
 from nfpkd.rules.model import PortRange, Prefixes, Protocol, Reject, Rule, TimedKey, parse_key, parse_tag
@@ -82,3 +83,14 @@ def test_going_back_undoes_any_change(
     firewall.apply(after, then)
     kernel.apply(restore_table(listing))
     assert firewall.read_state() == held
+
+
+@pytest.mark.parametrize(
+    "described", [{}, {"chain": 5}, {"elem": 5}, {"elem": [5, None, {}, {"elem": 5}, {"elem": {"expires": "x"}}]}]
+)
+@pytest.mark.parametrize("kind", ["table", "chain", "set", "map", "rule", "counter", "metainfo"])
+def test_a_listing_that_is_none_is_for_the_kernel_to_refuse(kind: str, described: Json) -> None:
+    """It was read from a file."""
+    commands = restore_table([{kind: described}]).commands
+    given = [] if kind in ("table", "metainfo") else [{"add": {kind: described}}]
+    assert list(commands[3:]) == given

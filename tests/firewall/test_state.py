@@ -219,3 +219,81 @@ def test_a_table_of_another_layout_is_not_intact(name: str, kind: Any, elements:
         kernel, nft.add_table(TABLE), nft.add(Set(TABLE, name, kind)), nft.add_elements(TABLE, name, elements)
     )
     assert not found.intact
+
+
+LISTED: dict[str, Json] = {
+    "a set without a name": {"set": {}},
+    "a set whose name is a number": {"set": {"name": 5}},
+    "a set of no list": {"set": {"name": "gated", "elem": 5}},
+    "a map of an object": {"map": {"name": "rejects", "elem": {}}},
+    "a rule of no chain": {"rule": {"expr": []}},
+    "a rule without statements": {"rule": {"chain": "guard"}},
+    "a rule of numbers": {"rule": {"chain": layout.VERIFY, "expr": [5], "comment": "queue 3"}},
+    "a rule whose comment is a number": {"rule": {"chain": "guard", "expr": [], "comment": 5}},
+    "a counter that counts nothing": {"counter": {"name": "knocks"}},
+    "a limit with very many digits": {
+        "rule": {"chain": "guard", "expr": [], "comment": "layout 0 limit " + "9" * 5000}
+    },
+    "a door with very many digits": {"set": {"name": f"extend4_{'9' * 5000}s"}},
+    "a flag, with which the table guards nothing": {"table": {**IN_TABLE, "flags": "dormant"}},
+}
+
+
+@pytest.mark.parametrize("entry", [pytest.param(entry, id=name) for name, entry in LISTED.items()])
+def test_a_listing_that_nft_would_not_make_does_not_stop_it(kernel: FakeKernel, entry: Json) -> None:
+    listing = kernel.list(TABLE)
+    assert listing is not None
+    found = parse_state([entry, *listing])
+    assert (found.intact, found.gated) == (False, {TCP22: "ssh"})
+
+
+def test_a_queue_of_very_many_digits_is_none(kernel: FakeKernel) -> None:
+    listing = kernel.list(TABLE)
+    assert listing is not None
+    strange = {"rule": {"chain": layout.VERIFY, "expr": [], "comment": "queue " + "9" * 5000}}
+    assert parse_state([strange]).queue is None
+    assert parse_state([strange, *listing]).queue == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "elements"),
+    [
+        (layout.GATED, [nft.concat(6, {"range": [1, 2]}), nft.concat(6, "ssh"), nft.concat(6), 5, None, [], "x"]),
+        (layout.GATED, [{"elem": 5}, {"elem": {}}, {"elem": {"val": nft.concat(6, 23), "comment": 5}}]),
+        (layout.GATED_ON, [nft.concat(5, 6, 22), nft.concat([], 6, 22), nft.concat("lo", 6)]),
+        (layout.REJECTS, [[], 5, {}, [nft.concat(6, 22), {"goto": {"target": []}}], [nft.concat(6, 22), "drop"]]),
+        ("grants4", [nft.concat(5, 6, 22), nft.concat("x", 6, 22), nft.concat("::1", 6, 22), nft.concat([], 6, 22)]),
+        ("grants4", [{"elem": {"val": nft.concat("192.0.2.1", 6, 22), "timeout": "1m"}}]),
+        ("grants4", [{"elem": {"val": nft.concat("192.0.2.1", 6, 22), "expires": None}}]),
+        ("grants6_if", [nft.concat(5, "::1", 6, 22)]),
+        ("sessions4", [nft.concat("x", 5, 6, 22), nft.concat("192.0.2.1", "x", 6, 22)]),
+    ],
+)
+def test_an_element_that_is_none_of_ours_is_no_more_than_that(name: str, elements: list[Any]) -> None:
+    for element in elements:
+        found = parse_state([{"set": {**IN_TABLE, "name": name, "elem": [element]}}])
+        held = (found.gated, found.gated_on, found.rejects, found.grants, found.sessions)
+        assert not any(held), element
+
+
+_FIELDS = st.sampled_from(["name", "chain", "elem", "expr", "comment", "packets", "bytes", "flags"])
+_DESCRIBED = st.dictionaries(_FIELDS, strategies.json_values | st.sampled_from(["gated", "grants4", "tags", "verify"]))
+_KINDS = st.sampled_from(["table", "set", "map", "rule", "counter", "chain", "metainfo"])
+
+
+@given(st.lists(st.dictionaries(_KINDS, _DESCRIBED, max_size=1)))
+def test_any_listing_can_be_read(listing: list[Json]) -> None:
+    assert parse_state(listing).intact is False
+
+
+def test_a_grant_with_bits_behind_its_prefix_lets_in_what_it_says() -> None:
+    """`nft add element inet nfpkd grants4_net24 { 192.0.2.1 . tcp . 22 }`, by hand."""
+    grant = Grant("192.0.2.1", TCP22, "", 0, 0, Door(4, 24))
+    assert grant.lets_in("192.0.2.9")
+    assert not grant.lets_in("192.0.3.1")
+
+
+def test_layouts_of_other_limits_are_not_remembered_for_ever() -> None:
+    for limit in range(1, 100):
+        parse_state([{"rule": {"chain": "guard", "expr": [], "comment": f"layout 0 limit {limit}"}}])
+    assert layout.rule_comments.cache_info().currsize < 10

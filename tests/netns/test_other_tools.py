@@ -39,6 +39,7 @@ DAMAGE = {
     "rules of the guard": ["flush chain inet nfpkd guard"],
     "the grants' set": ["flush chain inet nfpkd gate; flush chain inet nfpkd waiting; delete set inet nfpkd grants4"],
     "an open door": ['insert rule inet nfpkd gate accept comment "let me in"'],
+    "a flag with which it guards nothing": ["add table inet nfpkd { flags dormant; }"],
     "several transactions": ["flush chain inet nfpkd guard", "delete chain inet nfpkd guard", "flush ruleset"],
 }
 
