@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,9 +16,9 @@ from nfpkd.doctor import checks, facts
 from nfpkd.doctor.checks import Diagnosis, Finding
 from nfpkd.doctor.facts import Clock, Conntrack, Facts, Inotify, Memory
 from nfpkd.errors import KernelError, Problem, RulesError
-from nfpkd.firewall.foreign import Ruleset
-from nfpkd.firewall.kernel import Listing
-from nfpkd.firewall.nft import Table
+from nfpkd.firewall.foreign import ChainId, Ruleset
+from nfpkd.firewall.kernel import Listing, NftablesKernel
+from nfpkd.firewall.nft import Json, Table
 from nfpkd.firewall.state import State
 from nfpkd.rules.loader import Loaded
 from nfpkd.rules.model import Protocol, Rule, Service
@@ -209,15 +209,74 @@ def test_nothing_is_raised_where_proc_is_empty(tmp_path: Path, monkeypatch: pyte
     assert not checks.examine(found).is_healthy
 
 
-@pytest.mark.parametrize("error", [ValueError("no JSON"), KernelError("refused")])
-def test_a_table_that_cannot_be_listed_is_a_fault(error: Exception) -> None:
+def test_a_table_that_cannot_be_listed_is_a_fault() -> None:
     class Broken(FakeKernel):
         def list(self, _table: Table) -> Listing | None:
-            raise error
+            raise KernelError("refused")
 
     missing: list[KernelError] = []
     assert facts._read_state(Broken(), missing) == (None, None)
     assert len(missing) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "running"),
+    [
+        (["@nfpkd"], True),
+        (["/run/x", "@nfpkd", "@y"], True),
+        (["@x", "@nfpkd2", "/run/@nfpkd/x", ""], False),
+        # Line breaks and blanks are allowed in a socket's name.
+        (["@x\n   ", "@\n\n\t", "@\udcff"], False),
+    ],
+)
+def test_a_running_nfpkd_is_known_by_its_socket_among_any_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], running: bool
+) -> None:
+    monkeypatch.setattr(facts, "_PROC_NET", tmp_path)
+    rows = "".join(f"00000000d3a02bcc: 00000002 00000000 00010000 0001 01 1386984 {name}\n" for name in names)
+    header = "Num       RefCount Protocol Flags    Type St Inode Path\n"
+    (tmp_path / "unix").write_text(header + rows, errors="surrogateescape")
+    assert facts._is_running() is running
+
+
+class Listed:
+    """Lists what it is given, whatever that is."""
+
+    def __init__(self, **listed: list[Json]) -> None:
+        self._listed = listed
+
+    def read(self, kind: str, described: Json | None = None) -> list[Json]:
+        if described is None:
+            return self._listed[kind]
+        if described["name"] not in self._listed:
+            raise KernelError("no such thing")
+        return [entry for entry in self._listed[described["name"]] if kind == "chain" or kind in entry]
+
+
+INPUT = {"family": "ip", "table": "filter", "name": "input", "type": "filter", "hook": "input", "prio": 0}
+
+
+def read_others(**listed: list[Json]) -> Ruleset:
+    ruleset = facts._read_others(cast(NftablesKernel, Listed(**listed)))
+    assert ruleset is not None
+    return ruleset
+
+
+@pytest.mark.parametrize("spoiled", [{"prio": "filter"}, {"hook": []}, {"family": 5}, {"name": None}, {"policy": 5}])
+def test_a_chain_that_is_listed_in_an_unknown_way_is_passed_over(spoiled: Json) -> None:
+    chains: list[Json] = [{"chain": INPUT | spoiled}, {"chain": INPUT}, {"chain": {}}]
+    assert [base.name for base in read_others(chains=chains).bases] == ["input"]
+
+
+def test_rules_and_sets_that_are_listed_in_an_unknown_way_are_passed_over() -> None:
+    port = {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": "@ports"}}
+    good = {"chain": "input", "handle": 7, "expr": [port, {"accept": None}]}
+    spoiled: list[Json] = [{}, {"expr": 5}, {"expr": [5]}, {"chain": []}, {"handle": None}]
+    rules: list[Json] = [{"rule": good | found if found else {}} for found in spoiled]
+    found = read_others(chains=[{"chain": INPUT}], input=[*rules, {"rule": good}], ports=[{"set": {"elem": 5}}])
+    place = Table("ip", "filter")
+    assert found.rules == {ChainId(place, "input"): [good]}
+    assert found.sets == {ChainId(place, "ports"): []}
 
 
 def test_a_missing_library_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

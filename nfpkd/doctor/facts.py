@@ -185,11 +185,6 @@ def _read_state(kernel: Kernel | None, missing: list[KernelError]) -> tuple[bool
             state = Firewall(kernel, list_open_sessions).read_state()
         except KernelError as error:
             missing.append(error)
-        except ValueError:
-            # nft 1.0.6 uses freed memory for the JSON of tables with flags: what comes is no JSON, or no text.
-            reason = "libnftables cannot list the tables: one that another program made has flags"
-            remedy = 'install a newer libnftables, or find it with "nft list ruleset" and make it without flags'
-            missing.append(KernelError(reason, remedy))
         else:
             return state is not None, state
     return None, None
@@ -203,11 +198,7 @@ def _read_others(kernel: NftablesKernel | None) -> Ruleset | None:
         listed = [entry["chain"] for entry in kernel.read("chains") if "chain" in entry]
     except KernelError:
         return None
-    bases = [
-        BaseChain(_table(chain), chain["name"], chain["hook"], chain["prio"], chain.get("policy", "accept"))
-        for chain in listed
-        if chain.get("type") == "filter" and chain.get("hook") in HOOKS and _table(chain) != TABLE
-    ]
+    bases = [base for base in map(_read_base, listed) if base is not None and base.table != TABLE]
     rules: dict[ChainId, list[Json]] = {}
     sets: dict[ChainId, list[Any]] = {}
     waiting = [ChainId(base.table, base.name) for base in bases]
@@ -215,7 +206,8 @@ def _read_others(kernel: NftablesKernel | None) -> Ruleset | None:
         place = waiting.pop()
         if place in rules:
             continue
-        rules[place] = [entry["rule"] for entry in _list(kernel, "chain", place) if "rule" in entry]
+        listed = [entry["rule"] for entry in _list(kernel, "chain", place) if "rule" in entry]
+        rules[place] = [rule for rule in listed if _is_rule(rule)]
         found = find_references([rule["expr"] for rule in rules[place]])
         waiting += [ChainId(place.table, name) for name in found.chains]
         for name in found.sets - {known.name for known in sets if known.table == place.table}:
@@ -236,13 +228,32 @@ def _list_elements(kernel: NftablesKernel, place: ChainId) -> list[Any]:
     for kind in ("set", "map"):
         for entry in _list(kernel, kind, place):
             if kind in entry:
-                found: list[Any] = entry[kind].get("elem", [])
-                return found
+                found = entry[kind].get("elem", [])
+                return found if isinstance(found, list) else []
     return []
 
 
-def _table(chain: Json) -> Table:
-    return Table(chain["family"], chain["table"])
+def _is_rule(listed: Json) -> bool:
+    match listed:
+        case {"chain": str(), "handle": int(), "expr": list(statements)}:
+            return all(isinstance(statement, dict) for statement in statements)
+    return False
+
+
+def _read_base(chain: Json) -> BaseChain | None:
+    """Return the base chain that *chain* lists, or None if it is of no concern."""
+    match {"policy": "accept", **chain}:
+        case {
+            "family": str(family),
+            "table": str(table),
+            "name": str(name),
+            "type": "filter",
+            "hook": str(hook),
+            "prio": int(priority),
+            "policy": str(policy),
+        } if hook in HOOKS:
+            return BaseChain(Table(family, table), name, hook, priority, policy)
+    return None
 
 
 def _find_legacy_tables() -> tuple[str, ...]:
@@ -255,7 +266,8 @@ def _find_legacy_tables() -> tuple[str, ...]:
 def _is_running() -> bool | None:
     """Tell whether somebody holds the lock of nfpkd.instance, without touching it."""
     text = _read_text(_PROC_NET / "unix")
-    return any(line.split()[-1] == "@nfpkd" for line in text.splitlines() if line) if text else None
+    # Anybody may give a socket a name with line breaks in it.
+    return any(line.split()[-1:] == ["@nfpkd"] for line in text.splitlines()) if text else None
 
 
 class _Timex(ctypes.Structure):

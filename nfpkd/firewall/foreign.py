@@ -92,12 +92,13 @@ def find_references(listed: object) -> References:
         if not isinstance(part, dict):
             return
         for kind, body in part.items():
-            if kind in ("jump", "goto"):
-                chains.add(body["target"])
-            elif kind == "match" and isinstance(body["right"], str) and "dport" in str(body["left"]):
-                sets.add(body["right"])
-            elif kind == "vmap" and isinstance(body["data"], str):
-                sets.add(body["data"])
+            match kind, body:
+                case "jump" | "goto", {"target": str(chain)}:
+                    chains.add(chain)
+                case "match", {"left": left, "right": str(right)} if "dport" in str(left):
+                    sets.add(right)
+                case "vmap", {"data": str(data)}:
+                    sets.add(data)
             visit(body)
 
     visit(listed)
@@ -110,7 +111,7 @@ def find_obstacles(ruleset: Ruleset, services: Iterable[Service]) -> Iterator[Ob
     for base in ruleset.bases:
         found: dict[tuple[str, object], tuple[Json | None, list[Service]]] = {}
         for alike in classes:
-            for kind, rule in _judge(ruleset, base, alike[0]):
+            for kind, rule in _try_to_judge(ruleset, base, alike[0]):
                 key = kind, None if rule is None else rule.get("handle")
                 found.setdefault(key, (rule, []))[1].extend(alike)
         for (kind, _), (rule, met) in found.items():
@@ -165,6 +166,14 @@ class _Event(NamedTuple):
     kind: str
     match: _Match
     rule: Json
+
+
+def _try_to_judge(ruleset: Ruleset, base: BaseChain, service: Service) -> list[tuple[str, Json | None]]:
+    """Judge, unless nft lists something in a way that is not known: newer versions may."""
+    try:
+        return list(_judge(ruleset, base, service))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return [("unsure", None)] if base.policy == "drop" else []
 
 
 def _judge(ruleset: Ruleset, base: BaseChain, service: Service) -> Iterator[tuple[str, Json | None]]:

@@ -188,7 +188,13 @@ class NftablesKernel:
             self._nft.set_dry_run(False)
 
     def _ask(self, command: Json) -> Listing:
-        answer: Listing = json.loads(self._run([command]))["nftables"]
+        try:
+            answer: Listing = json.loads(self._run([command]))["nftables"]
+        except ValueError:
+            # nft 1.0.6 uses freed memory for the JSON of tables with flags: what comes may be no JSON, or no text.
+            reason = "libnftables cannot list the tables: one has flags"
+            remedy = 'install a newer libnftables, or find it with "nft list ruleset" and make it without flags'
+            raise KernelError(reason, remedy) from None
         return answer
 
     def _run(self, commands: Iterable[Json]) -> str:

@@ -203,6 +203,36 @@ def test_references_are_chains_and_sets_of_ports_and_verdicts() -> None:
     assert found.sets == {"ports", "verdicts"}
 
 
+STRANGE: list[dict[str, Any]] = [
+    {"match": 5},
+    {"match": {}},
+    {"match": {"op": "==", "left": field("tcp", "dport")}},
+    {"match": {"op": "==", "left": {"payload": 5}, "right": 22}},
+    {"match": {"op": "==", "left": {"payload": {"protocol": []}}, "right": 22}},
+    {"match": {"op": [], "left": field("tcp", "dport"), "right": 22}},
+    {"match": {"op": "==", "left": {"meta": "l4proto"}, "right": 6}},
+    {"match": {"op": "==", "left": {"fib": None}, "right": "local"}},
+    dport({"range": 5}),
+    dport({"range": [1]}),
+    dport({"set": 5}),
+    dport({"elem": 5}),
+    {"vmap": 5},
+    {"vmap": {"key": CT_STATE, "data": {"set": [5]}}},
+    {"vmap": {"key": CT_STATE, "data": {"set": [["new", {"jump": 5}]]}}},
+    {"jump": 5},
+    {"goto": {}},
+]
+
+
+@pytest.mark.parametrize("statement", STRANGE, ids=repr)
+def test_what_nft_lists_in_an_unknown_way_cannot_be_judged(statement: dict[str, Any]) -> None:
+    rules: Rules = [[statement, ACCEPT]]
+    assert set(kinds(make(rules))) <= {"unsure", "drop", "rest"}
+    assert set(kinds(make(rules, "accept"))) <= {"some"}
+    assert find_references(rules)
+    assert all(finding.what and finding.remedy for finding in check_others(make(rules), [SSH]))
+
+
 # In words
 
 

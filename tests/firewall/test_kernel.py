@@ -31,6 +31,7 @@ class Binding:
         self.done: list[list[Json]] = []
         self.checked: list[list[Json]] = []
         self.dry_run = False
+        self.garbled: str | None = None
 
     def set_json_output(self, _: bool) -> None:
         pass
@@ -46,6 +47,8 @@ class Binding:
         (self.checked if self.dry_run else self.done).append(commands)
         if error := self.refuses(commands):
             return -1, "", error
+        if self.garbled is not None:
+            return 0, self.garbled, ""
         listed = next(iter(commands[0].get("list", {"": None}))) if commands else ""
         return 0, json.dumps({"nftables": self.answers.get(listed, [])}), ""
 
@@ -255,6 +258,17 @@ def test_a_kernel_that_cannot_queue_at_all_is_left_as_it_is(
         kernel.apply(Transaction((PLAIN, QUEUE_RULE)))
     assert "nft_queue" in caught.value.remedy
     assert binding.done == []
+
+
+@pytest.mark.parametrize("garbled", ["", '{"nftables": [', '{"nftables": [{"table": {"flags": "\\ud8"}}]}'])
+def test_an_answer_that_is_no_json_is_refused_with_a_remedy(
+    kernel: NftablesKernel, binding: Binding, garbled: str
+) -> None:
+    """nft 1.0.6 lists the flags of a table from memory that it has freed."""
+    binding.garbled = garbled
+    with pytest.raises(KernelError, match="one has flags") as caught:
+        kernel.read("chains")
+    assert "install a newer libnftables" in caught.value.remedy
 
 
 def test_the_kernel_is_asked_once_whether_it_can_queue(kernel: NftablesKernel, binding: Binding) -> None:
