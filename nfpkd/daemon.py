@@ -92,6 +92,9 @@ class Daemon:
             monitor.learn_own_pid(self._firewall.leave_mark)
             # What refuses to begin leaves a guard of before as it is.
             self._enforce(loaded)
+            loop = asyncio.get_running_loop()
+            loop.add_reader(lock.fileno(), lock.dismiss)
+            stack.callback(loop.remove_reader, lock.fileno())
             await self._serve(queue, monitor)
             # Only who is asked to stop takes the guard away: a fault of ours must not open anything.
             self._end(queue)

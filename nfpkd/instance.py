@@ -12,6 +12,9 @@ from nfpkd.errors import KernelError
 # and goes with its process, however that ends.
 _NAME = "\0nfpkd"
 _UCRED = struct.Struct("=iII")
+_TIMEVAL = struct.Struct("@ll")
+# Before the lock's holder gets to it.
+_MOST_ASKING = 64
 
 
 class InstanceLock:
@@ -27,7 +30,20 @@ class InstanceLock:
             holder = find_instance()
             who = f" (process {holder})" if holder else ""
             raise KernelError(f"nfpkd is already running here{who}", "stop that one first") from None
-        self._socket.listen(1)
+        self._socket.setblocking(False)
+        self._socket.listen(_MOST_ASKING)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def dismiss(self) -> None:
+        """Let go who asked who holds the lock, for others who ask; the kernel has told them.
+
+        Call it whenever the socket is readable.
+        """
+        with contextlib.suppress(OSError):
+            for _ in range(_MOST_ASKING):
+                self._socket.accept()[0].close()
 
     def release(self) -> None:
         self._socket.close()
@@ -36,7 +52,8 @@ class InstanceLock:
 def find_instance() -> int | None:
     """Return the process id of the `nfpkd run` of this network namespace, or None if there is none."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(1)
+        # Waits for its turn where many ask at once, but not for ever.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(1, 0))
         sock.connect(_NAME)
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         return int(_UCRED.unpack(credentials)[0])
