@@ -19,7 +19,7 @@ from nfpkd.instance import InstanceLock
 from nfpkd.logs import log_event
 from nfpkd.privileges import find_group, give_up_privileges
 from nfpkd.rules import schema
-from nfpkd.rules.loader import FileStamp, Loaded, RuleLoader, stamp_files
+from nfpkd.rules.loader import Loaded, RuleLoader, Stamps, stamp_files
 from nfpkd.rules.model import Rule
 from nfpkd.rules.watch import RuleWatcher
 from nfpkd.triggers.client import TriggerHelper
@@ -71,7 +71,7 @@ class Daemon:
         self._distrusts_before: int | None = None
         self._dirty = asyncio.Event()
         # None stands for "look again, whatever the stamps say".
-        self._stamps: frozenset[FileStamp] | None = None
+        self._stamps: Stamps | None = None
 
     async def run(self) -> None:
         """Guard until SIGTERM or SIGINT; raises RulesError or KernelError if it cannot begin."""

@@ -86,7 +86,8 @@ class RuleLoader:
 
     def _read(self, path: Path) -> tuple[FileStamp | None, BuiltFile]:
         """Return what *path* holds, and the stamp to know it by, if it is certain to change with the file."""
-        stamp = _stamp(path)
+        found = _stamp(path)
+        stamp = found if isinstance(found, FileStamp) else None
         if stamp is not None and stamp in self._built:
             # A change of its owner or its mode would have changed the stamp, too.
             return stamp, self._built[stamp]
@@ -101,16 +102,22 @@ def load_rules(directory: Path, *, strict_modes: bool = True, places: list[Place
     return RuleLoader(directory, strict_modes=strict_modes).load(places=places)
 
 
-def stamp_files(directory: Path) -> frozenset[FileStamp]:
-    """Return the stamps of the rule files below *directory*; what cannot be looked at is left out."""
-    return frozenset(filter(None, map(_stamp, find_rule_files(directory, [], strict_modes=False))))
+# What is wrong counts, too: a link that leads nowhere has nothing else to tell it by.
+Stamps = frozenset[FileStamp | Problem]
 
 
-def _stamp(path: Path) -> FileStamp | None:
+def stamp_files(directory: Path) -> Stamps:
+    """Return the stamps of the rule files below *directory*, and what keeps others from having one."""
+    problems: list[Problem] = []
+    paths = find_rule_files(directory, problems, strict_modes=False)
+    return frozenset((*map(_stamp, paths), *problems))
+
+
+def _stamp(path: Path) -> FileStamp | Problem:
     try:
         info = path.stat()
-    except OSError:
-        return None
+    except OSError as error:
+        return _os_problem(path, error)
     return FileStamp(str(path), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
 

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -166,8 +166,9 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
 
 def test_a_link_that_cannot_be_followed_is_a_problem_and_not_a_crash(tmp_path: Path) -> None:
     (tmp_path / "x.json").symlink_to("x" * 300)
-    assert problem(tmp_path) == Problem(str(tmp_path / "x.json"), 0, 0, os.strerror(errno.ENAMETOOLONG).lower())
-    assert stamp_files(tmp_path) == frozenset()
+    expected = Problem(str(tmp_path / "x.json"), 0, 0, os.strerror(errno.ENAMETOOLONG).lower())
+    assert problem(tmp_path) == expected
+    assert stamp_files(tmp_path) == {expected}
 
 
 @contextlib.contextmanager
@@ -196,7 +197,7 @@ def test_what_may_not_be_looked_at_is_a_problem_and_not_a_crash(
         found = problem(Path("rules"), strict_modes=False)
         stamps = stamp_files(Path("rules"))
     assert found == Problem(f"rules/{name}", 0, 0, "permission denied")
-    assert stamps == frozenset()
+    assert stamps == {found}
 
 
 def test_a_file_that_may_not_be_read_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,11 +406,27 @@ def test_stamps_change_with_a_write_a_rename_a_new_file_and_a_mode(tmp_path: Pat
     assert len(seen) == 6
 
 
-def test_stamps_leave_out_what_cannot_be_looked_at(tmp_path: Path) -> None:
+def link_to_nothing(path: Path) -> None:
+    path.symlink_to("gone")
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("make", [link_to_nothing, link_to_itself, Path.mkdir])
+def test_stamps_change_with_what_cannot_be_looked_at(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """Or a running nfpkd would say nothing of what keeps the next one from starting."""
     write(tmp_path / "a.json")
-    (tmp_path / "b.json").symlink_to("gone")
-    assert [Path(stamp.path).name for stamp in stamp_files(tmp_path)] == ["a.json"]
-    assert stamp_files(tmp_path / "missing") == frozenset()
+    before = stamp_files(tmp_path)
+    make(tmp_path / "b.json")
+    assert stamp_files(tmp_path) > before
+    assert stamp_files(tmp_path) == stamp_files(tmp_path)
+    assert {Path(stamp.path).name for stamp in stamp_files(tmp_path)} == {"a.json", "b.json"}
+
+
+def test_a_directory_that_is_not_there_has_a_stamp_too(tmp_path: Path) -> None:
+    assert stamp_files(tmp_path / "missing") == frozenset(problems(tmp_path / "missing"))
 
 
 # Reading again
