@@ -50,8 +50,9 @@ SELECT 1 FROM cutoffs
 WHERE (typeof(key), typeof(time), length(time)) != ('blob', 'blob', {_TIME_LENGTH})
 LIMIT 1
 """  # noqa: S608  (a constant)
-# sqlite3 also reads the names in a damaged file as text, to say what is wrong with them.
-_DAMAGE = (sqlite3.Error, UnicodeDecodeError)
+# sqlite3 also reads the names in a damaged file as text, to say what is wrong with them, and
+# lengths in it may be more than there is memory.
+_DAMAGE = (sqlite3.Error, UnicodeDecodeError, MemoryError)
 
 
 class ReplayStore:
