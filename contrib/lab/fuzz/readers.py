@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import cast
 from zlib import crc32
@@ -19,12 +19,14 @@ from nfpkd.confirmation import parse_pending
 from nfpkd.doctor.checks import check_others
 from nfpkd.doctor.facts import _read_others
 from nfpkd.errors import KernelError, NetlinkError, StateError, TriggerError
-from nfpkd.firewall.compat import _read_errors
+from nfpkd.firewall.channel import Channel, read_errors
 from nfpkd.firewall.firewall import Firewall
 from nfpkd.firewall.kernel import Listing, NftablesKernel
 from nfpkd.firewall.layout import TABLE
 from nfpkd.firewall.monitor import Collector, parse_notifications_untrusted
+from nfpkd.firewall.netlink import iterate_messages
 from nfpkd.firewall.nft import Json, Table, Transaction
+from nfpkd.firewall.outline import read_outline
 from nfpkd.firewall.rollback import restore_table
 from nfpkd.firewall.sessions import parse_listening, parse_sessions
 from nfpkd.firewall.state import parse_state
@@ -51,6 +53,7 @@ def make_readers(scratch: Path, *, thorough: bool) -> dict[str, Reader]:
         "others": read_others,
         "notifications": read_notifications,
         "answer": read_answer,
+        "dumps": read_dumps,
         "message": read_message,
         "queues": read_queues,
         "sockets": read_sockets,
@@ -145,11 +148,17 @@ def read_notifications(body: bytes) -> None:
 
 
 def read_answer(body: bytes) -> None:
-    """What the kernel answers to a queue rule."""
-    errors = _read_errors(body)
-    promise(bool(errors), "no answer is a refusal, too")
-    for error in errors:
+    """What the kernel answers to a batch."""
+    for error in read_errors(body, range(1 << 32)):
         os.strerror(error)
+
+
+def read_dumps(body: bytes) -> None:
+    """What the kernel tells of a table when it is asked what it is made of."""
+    with contextlib.suppress(NetlinkError):
+        outline = read_outline(cast(Channel, _Told(body)), TABLE)
+        promise(outline is not None, "there is a table")
+        parse_state(outline or [])
 
 
 def read_message(body: bytes) -> None:
@@ -189,6 +198,17 @@ def _check_transaction(transaction: Transaction) -> None:
     json.dumps(transaction.commands)
 
 
+class _Told:
+    """A channel on which the same is told whatever is asked."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def dump(self, _kind: int, _attributes: bytes) -> Iterator[bytes]:
+        for message in iterate_messages(self._body):
+            yield message.body
+
+
 class _Listed:
     """A kernel that holds what a listing says, and takes whatever it is sent."""
 
@@ -202,6 +222,9 @@ class _Listed:
         _check_transaction(transaction)
 
     def list(self, _: Table) -> Listing:
+        return self._listing
+
+    def survey(self, _: Table, _passed_over: Collection[str]) -> Listing:
         return self._listing
 
     def read(self, kind: str, described: Json | None = None) -> Listing:

@@ -67,7 +67,7 @@ class Packet:
             _check_datagram(data, datagram)
             is_knock = _is_knock(datagram)
         goes_on = self._verifier.handle(data, 0)
-        self._verifier.commit()
+        self._verifier.settle()
         promise(goes_on != is_knock, "knocks are consumed, and nothing else is")
 
 
@@ -216,7 +216,7 @@ def _enforce(rules: tuple[Rule, ...]) -> str:
     kernel = FakeKernel()
     firewall = Firewall(kernel, list)
     firewall.apply(rules, OPTIONS)
-    promise(not firewall.apply(rules, OPTIONS), "what is in force is not sent again")
+    promise(not firewall.apply(rules, OPTIONS).sent, "what is in force is not sent again")
     return str(kernel.list(TABLE))
 
 

@@ -37,5 +37,5 @@ def _try(target: str, what: str, inputs: int, artifacts: Path) -> Result:
         found = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         return Result(name, f"up to {inputs:,} inputs", f"it failed: {found[0]}", "no crash", good=False)
     told = json.loads(lines[-1])
-    seen = f"no crash; {told['rate']:,.0f} inputs a second"
+    seen = f"no crash; {told['inputs_per_second']:,.0f} inputs a second"
     return Result(name, f"{told['inputs']:,} inputs", seen, "no crash", told["inputs"] >= inputs)
