@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,8 +20,6 @@ MAX_WINDOW = 365 * 24 * 3600
 # interval sets leak packets while they change.  This bounds what one rule may
 # ask of the kernel.
 MAX_PORTS_PER_RULE = 4096
-
-_HEX = re.compile("[0-9a-fA-F]+")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -154,7 +151,7 @@ def parse_text_or_hex(text: str) -> bytes:
         except UnicodeEncodeError:
             raise ValueError("has a lone surrogate, which is not text") from None
     digits = text[2:]
-    if not _HEX.fullmatch(digits):
+    if not digits or not all(c in "0123456789abcdefABCDEF" for c in digits):
         raise ValueError('starts with "0x" and must go on with hex digits only')
     return bytes.fromhex(digits + "0" * (len(digits) % 2))
 
