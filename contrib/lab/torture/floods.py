@@ -47,15 +47,18 @@ _KNOCK_EVERY_SECONDS = 0.02
 
 
 def try_floods(*, long: bool) -> Iterator[Result]:
-    """Yield how clients fared in each flood, and how other traffic fared beside knocks."""
-    clients = 1000 if long else 50
+    """Yield how clients fared in each flood, and how other traffic fared beside knocks.
+
+    The short form runs on machines that have other things to do: there nobody is judged by the clock.
+    """
     with build_load() as load:
         for flood in FLOODS:
-            yield _try_flood(flood, load, clients)
-        yield _try_other_traffic(load, rounds=9 if long else 3)
+            yield _try_flood(flood, load, clients=1000 if long else 50, by_clock=long)
+        if long:
+            yield _try_other_traffic(load, rounds=9)
 
 
-def _try_flood(flood: _Flood, load: Load, clients: int) -> Result:
+def _try_flood(flood: _Flood, load: Load, clients: int, *, by_clock: bool) -> Result:
     with make_lab() as lab, lab.serving():
         lab.actions.write("door.json", rule("door", PORT, rate=ANY_RATE))
         with lab.running() as run, load.sink(lab.network.server, OTHER_PORT) as sink:
@@ -69,26 +72,34 @@ def _try_flood(flood: _Flood, load: Load, clients: int) -> Result:
             lost = _lost(lab)
             # Garbage goes elsewhere.
             arrived = sink.stop().packets / sent.packets if not flood.is_knocks else None
-    return _judge(flood, sent, served, grown, lost, arrived)
+    result = _judge(flood, sent, served, grown, lost, arrived)
+    p99 = _percentile_99(served)
+    if by_clock:
+        return result._replace(wanted=f"{result.wanted}, p99 under 10 ms", good=result.good and p99 < _SLOWEST_P99)
+    return result
 
 
 def _judge(flood: _Flood, sent: Sent, served: list[Served], grown: int, lost: int, arrived: float | None) -> Result:
-    times = sorted(one.seconds for one in served if one.seconds is not None)
+    times = [one.seconds for one in served if one.seconds is not None]
     share = len(times) / len(served)
     first = sum(one.knocks == 1 and one.seconds is not None for one in served) / len(served)
-    p99 = times[int(0.99 * len(times))] if times else float("inf")
     seen = (
-        f"{share:.1%} served, {first:.1%} by their first knock; p50 {statistics.median(times or [p99]) * 1000:.1f} ms, "
-        f"p99 {p99 * 1000:.1f} ms; memory {grown:+} KiB; {lost:,} packets lost at the queue"
+        f"{share:.1%} served, {first:.1%} by their first knock; p50 {statistics.median(times or [0]) * 1000:.1f} ms, "
+        f"p99 {_percentile_99(served) * 1000:.1f} ms; memory {grown:+} KiB; {lost:,} packets lost at the queue"
     )
-    good = share >= flood.wanted and p99 < _SLOWEST_P99 and grown < _MOST_GROWTH_KIB
-    wanted = f"{flood.wanted:.0%} served, p99 under 10 ms, memory flat"
+    wanted = f"{flood.wanted:.0%} served, memory flat"
+    good = share >= flood.wanted and grown < _MOST_GROWTH_KIB
     if arrived is not None:
         seen += f"; {arrived:.1%} of it arrived"
         wanted += f", {_LEAST_SHARE:.0%} arrive"
         good = good and arrived >= _LEAST_SHARE
     how_much = f"{sent.rate / 1000:,.0f}k packets/s of {flood.rate / 1000:,.0f}k asked, {len(served):,} clients"
     return Result(flood.what, how_much, seen, wanted, good)
+
+
+def _percentile_99(served: list[Served]) -> float:
+    times = sorted(one.seconds for one in served if one.seconds is not None)
+    return times[int(0.99 * len(times))] if times else float("inf")
 
 
 def _knock(lab: Lab, clients: int) -> list[Served]:
