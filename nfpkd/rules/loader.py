@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import grp
 import os
 import stat
 import time
@@ -18,6 +20,8 @@ from nfpkd.rules.positions import Document
 MAX_FILE_SIZE = 64 * 1024 * 1024
 # File systems count time in steps, of 2 s at the worst (FAT).
 _SETTLED_NS = 3 * 10**9
+# The group of the service's own user, which nfpkd.sysusers makes.
+SERVICE_GROUP = "nfpkd"
 
 
 class Loaded(NamedTuple):
@@ -216,8 +220,8 @@ def _os_problem(path: Path, error: OSError) -> Problem:
 def _find_loose_modes(path: Path, info: os.stat_result) -> Iterator[Problem]:
     """Yield what would let others read a key or change a rule.
 
-    A group may read only if it is one that nfpkd itself runs with, as in
-    ``root:nfpkd 0640``.
+    A group may read only if it is one that nfpkd itself runs with, or the service
+    does, as in ``root:nfpkd 0640``: root's commands take what is meant for that.
     """
     if info.st_uid not in (0, os.geteuid()):
         message = f'belongs to user {info.st_uid}, who could change it: run "chown root {path}"'
@@ -227,8 +231,14 @@ def _find_loose_modes(path: Path, info: os.stat_result) -> Iterator[Problem]:
             yield Problem(str(path), 0, 0, f'others can add rules here: run "chmod go-w {path}"')
         return
     forbidden = stat.S_IRWXO | stat.S_IWGRP
-    if info.st_gid not in (0, os.getegid(), *os.getgroups()):
+    if info.st_gid not in (0, os.getegid(), *os.getgroups()) and info.st_gid != _find_service_group():
         forbidden |= stat.S_IRGRP
     if info.st_mode & forbidden:
         can = "change" if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"
         yield Problem(str(path), 0, 0, f'others can {can} this file with its keys: run "chmod 600 {path}"')
+
+
+def _find_service_group() -> int | None:
+    with contextlib.suppress(KeyError):
+        return grp.getgrnam(SERVICE_GROUP).gr_gid
+    return None

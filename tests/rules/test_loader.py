@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import json
 import os
 import socket
@@ -319,6 +320,19 @@ def test_a_foreign_group_can_read_nothing(tmp_path: Path, mode: int) -> None:
     path = write(tmp_path / "x.json", mode=mode)
     os.chown(path, -1, 12345)
     assert "others can" in problem(tmp_path).message
+
+
+@pytest.mark.parametrize(("mode", "named"), [(0o640, "nfpkd"), (0o640, "others"), (0o660, "nfpkd"), (0o644, "nfpkd")])
+def test_the_services_group_may_read_whoever_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, named: str
+) -> None:
+    os.chown(write(tmp_path / "x.json", mode=mode), -1, 12345)
+    groups = {named: grp.struct_group((named, "x", 12345, []))}
+    monkeypatch.setattr(grp, "getgrnam", groups.__getitem__)
+    if (mode, named) == (0o640, "nfpkd"):
+        assert load_rules(tmp_path).files == 1
+    else:
+        assert "this file with its keys" in problem(tmp_path).message
 
 
 def test_nfpkds_own_group_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
