@@ -10,19 +10,21 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nfpkd.errors import KernelError, RulesError
+from nfpkd.errors import KernelError, RulesError, StateError
 from nfpkd.firewall.firewall import Firewall
+from nfpkd.firewall.last_good import LastGood
 from nfpkd.firewall.layout import TABLE
 from nfpkd.firewall.monitor import TableMonitor
 from nfpkd.firewall.ruleset import Options
 from nfpkd.instance import InstanceLock
 from nfpkd.logs import log_event
+from nfpkd.notify import Notifier
 from nfpkd.privileges import find_group, give_up_privileges
 from nfpkd.rules import schema
 from nfpkd.rules.loader import Loaded, RuleLoader, Stamps, stamp_files
 from nfpkd.rules.model import Rule
 from nfpkd.rules.watch import RuleWatcher
-from nfpkd.triggers.client import TriggerHelper
+from nfpkd.triggers.client import Helper, TriggerHelper, TriggerSocket
 from nfpkd.triggers.message import Event
 from nfpkd.triggers.windows import Windows
 from nfpkd.verifier.queue import PacketQueue
@@ -45,8 +47,9 @@ RESCAN_SECONDS = 10.0
 class Settings:
     """How to run.
 
-    *state_dir* is where replays are remembered, None for nowhere; *keep* leaves the guard in
-    place at the end; *user* is who to become; *log_level* and *log_format* are for the helper.
+    *state_dir* is where replays and the last good guard are remembered, None for nowhere; *keep*
+    leaves the guard in place at the end; *user* is who to become; *trigger_socket* is where a helper for
+    commands is, None to start one; *log_level* and *log_format* are for that one.
     """
 
     actions: Path
@@ -54,6 +57,7 @@ class Settings:
     state_dir: Path | None
     keep: bool = False
     user: str = ""
+    trigger_socket: Path | None = None
     strict_modes: bool = True
     log_level: int = logging.INFO
     log_format: str = "auto"
@@ -62,12 +66,13 @@ class Settings:
 class Daemon:
     """Wires the parts together; `run` returns when a signal ends it."""
 
-    def __init__(self, firewall: Firewall, settings: Settings) -> None:
+    def __init__(self, firewall: Firewall, settings: Settings, notifier: Notifier) -> None:
         self._firewall = firewall
         self._settings = settings
         self._loader = RuleLoader(settings.actions, strict_modes=settings.strict_modes)
+        self._notifier = notifier
         self._windows = Windows(self._run_command)
-        self._helper: TriggerHelper | None = None
+        self._helper: Helper | None = None
         self._distrusts_before: int | None = None
         self._dirty = asyncio.Event()
         # None stands for "look again, whatever the stamps say".
@@ -95,20 +100,25 @@ class Daemon:
             loop = asyncio.get_running_loop()
             loop.add_reader(lock.fileno(), lock.dismiss)
             stack.callback(loop.remove_reader, lock.fileno())
+            self._keep_as_good(loaded.rules)
             await self._serve(queue, monitor)
             # Only who is asked to stop takes the guard away: a fault of ours must not open anything.
             self._end(queue)
 
-    def _start_helper(self, stack: contextlib.ExitStack) -> TriggerHelper:
-        """Start what runs commands, while there are still privileges to run them with."""
+    def _start_helper(self, stack: contextlib.ExitStack) -> Helper:
+        """Start what runs commands, while there are still privileges to run them with, or know where it is."""
         settings = self._settings
-        helper = TriggerHelper(
-            settings.actions,
-            strict_modes=settings.strict_modes,
-            log_level=settings.log_level,
-            log_format=settings.log_format,
-            group=find_group(settings.user),
-        )
+        helper: Helper
+        if settings.trigger_socket is not None:
+            helper = TriggerSocket(settings.trigger_socket)
+        else:
+            helper = TriggerHelper(
+                settings.actions,
+                strict_modes=settings.strict_modes,
+                log_level=settings.log_level,
+                log_format=settings.log_format,
+                group=find_group(settings.user),
+            )
         stack.callback(helper.close)
         stack.callback(self._windows.close_all)
         return helper
@@ -137,6 +147,15 @@ class Daemon:
         if self._helper is not None:
             self._helper.reload()
 
+    def _keep_as_good(self, rules: tuple[Rule, ...]) -> None:
+        """Have `nfpkd apply --last-good` find what is enforced now."""
+        if self._settings.state_dir is None:
+            return
+        try:
+            LastGood(self._settings.state_dir).save(rules, self._settings.options)
+        except StateError as error:
+            log_event(logging.ERROR, "not_kept", str(error))
+
     def _distrust(self, start: int) -> None:
         for rule in self._verifier.distrust_before(start):
             text = "with its clock ignored nothing tells its knocks from replays: refused until the key changes"
@@ -157,7 +176,10 @@ class Daemon:
         loop.add_reader(queue.fileno(), self._drain, queue)
         repairer = Repairer(monitor, self._verifier)
         loop.add_reader(monitor.fileno(), repairer.listen)
-        following = [asyncio.create_task(work) for work in (self._follow(watcher), repairer.follow())]
+        works = [self._follow(watcher), repairer.follow()]
+        if (seconds := self._notifier.watchdog_seconds) is not None:
+            works.append(self._feed_watchdog(seconds))
+        following = [asyncio.create_task(work) for work in works]
         log_event(
             logging.INFO,
             "started",
@@ -166,18 +188,30 @@ class Daemon:
             actions=self._settings.actions,
             queue=self._settings.options.queue,
         )
+        self._notifier.ready(self._describe())
         try:
             waiting = asyncio.create_task(stop.wait())
             # The others only ever end by an error, which must not go unseen.
             done, _ = await asyncio.wait((waiting, *following), return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+            self._notifier.stopping()
         finally:
             for task in following:
                 task.cancel()
             loop.remove_reader(queue.fileno())
             loop.remove_reader(monitor.fileno())
             watcher.stop()
+
+    async def _feed_watchdog(self, seconds: float) -> None:
+        """Tell the service manager that the event loop turns, until cancelled."""
+        while True:
+            self._notifier.alive()
+            await asyncio.sleep(seconds)
+
+    def _describe(self) -> str:
+        number = len(self._verifier.rules)
+        return f"guarding by {number} {'rule' if number == 1 else 'rules'}"
 
     def _drain(self, queue: PacketQueue) -> None:
         queue.drain()
@@ -223,6 +257,8 @@ class Daemon:
     async def _reload(self) -> None:
         """Enforce what the files say now; whatever is wrong with them leaves everything as it was."""
         before = self._verifier.rules
+        self._notifier.reloading()
+        status = f"the last reload failed; {self._describe()} from before"
         try:
             # Reading many files takes its time; knocks go on being judged meanwhile.
             loaded = await asyncio.to_thread(self._loader.load)
@@ -238,7 +274,12 @@ class Daemon:
         except Exception:  # noqa: BLE001  (no file may end what guards the ports)
             _log.exception("a fault of nfpkd's own; the rules of before stay in force")
         else:
+            status = self._describe()
             _log_changes(before, loaded.rules)
+            if loaded.rules != before:
+                # Writing through to a disk takes its time, too.
+                await asyncio.to_thread(self._keep_as_good, loaded.rules)
+        self._notifier.ready(status)
 
 
 def _log_changes(before: tuple[Rule, ...], after: tuple[Rule, ...]) -> None:

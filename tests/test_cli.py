@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from nfpkd import cli
 from nfpkd.cli import guard
 from nfpkd.errors import KernelError
 from nfpkd.firewall import kernel
+from nfpkd.firewall.firewall import Firewall
+from support.fake_kernel import FakeKernel
 
 
 @pytest.fixture
@@ -117,6 +120,102 @@ def test_a_kernel_that_refuses_is_exit_code_3(monkeypatch: pytest.MonkeyPatch) -
     result = invoke("status")
     assert result.exit_code == 3
     assert result.stderr == "nfpkd: refused\\x1b[31m: do that\n"
+
+
+@pytest.fixture
+def firewall(monkeypatch: pytest.MonkeyPatch) -> Firewall:
+    """What the commands find, instead of the kernel's."""
+    firewall = Firewall(FakeKernel(), list)
+    monkeypatch.setattr(guard, "open_firewall", lambda: firewall)
+    return firewall
+
+
+@pytest.fixture
+def boot(actions: Path) -> Callable[[], Result]:
+    """`nfpkd apply --last-good`, as it runs at boot."""
+    state = str(actions.with_name("state"))
+    return lambda: invoke("apply", "--last-good", "--actions", str(actions), "--state-dir", state)
+
+
+def test_rules_with_errors_at_boot_leave_the_last_good_guard(
+    actions: Path, firewall: Firewall, boot: Callable[[], Result]
+) -> None:
+    write(actions, SSH)
+    assert boot().exit_code == 0
+    before = firewall.read_state()
+    firewall.teardown()
+    (actions / "rules.json").write_text("[{]")
+    result = boot()
+    assert result.exit_code == 1
+    first, second = result.stderr.splitlines()
+    assert first.startswith("nfpkd: the rules are not applied; the last good guard, from ")
+    assert f"{actions}/rules.json:1:3: " in second
+    assert firewall.read_state() == before
+    assert before is not None
+
+
+def test_rules_that_the_kernel_refuses_at_boot_leave_the_last_good_guard(
+    actions: Path, monkeypatch: pytest.MonkeyPatch, boot: Callable[[], Result]
+) -> None:
+    kernel = FakeKernel()
+    firewall = Firewall(kernel, list)
+    monkeypatch.setattr(guard, "open_firewall", lambda: firewall)
+    write(actions, SSH)
+    boot()
+    firewall.teardown()
+    write(actions, SSH | {"port": 23})
+    # As often as `apply` tries.
+    kernel.fail_next(3)
+    result = boot()
+    assert result.exit_code == 3
+    assert "the last good guard, from " in result.stderr
+    state = firewall.read_state()
+    assert state is not None
+    assert [service.port for service in state.gated] == [22]
+
+
+def test_what_failed_is_never_kept(actions: Path, firewall: Firewall, boot: Callable[[], Result]) -> None:
+    write(actions, SSH)
+    boot()
+    kept = actions.with_name("state") / "guard.json"
+    before = kept.read_bytes()
+    (actions / "rules.json").write_text("[{]")
+    result = boot()
+    assert kept.read_bytes() == before
+    # Nothing was lost, so nothing is made again.
+    assert "what was guarded before stays guarded" in result.stderr
+    assert firewall.read_state() is not None
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (None, "nothing is guarded, and no last good guard is in "),
+        ("[", "neither is the last good guard: "),
+        ('{"nftables": [{"delete": {"table": {"family": "inet", "name": "x"}}}]}', "neither is the last good guard: "),
+    ],
+)
+def test_a_boot_with_nothing_good_says_so(
+    actions: Path, firewall: Firewall, boot: Callable[[], Result], kept: str | None, said: str
+) -> None:
+    (actions / "rules.json").write_text("[{]")
+    if kept is not None:
+        actions.with_name("state").mkdir()
+        (actions.with_name("state") / "guard.json").write_text(kept)
+    result = boot()
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert firewall.read_state() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--confirm", "5"], "contradict each other"), (["--state-dir", "none"], "takes a --state-dir")],
+)
+def test_what_the_last_good_guard_does_not_go_with(actions: Path, options: list[str], said: str) -> None:
+    result = invoke("apply", "--last-good", "--actions", str(actions), *options)
+    assert result.exit_code == 2
+    assert said in result.stderr
 
 
 def test_a_dry_run_without_the_privilege_is_checked_by_nfpkd_alone(

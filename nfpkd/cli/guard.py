@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -25,10 +27,11 @@ from nfpkd.cli.shared import (
     strict_modes_option,
     trust_interface_option,
 )
-from nfpkd.errors import KernelError
+from nfpkd.errors import KernelError, NfpkdError, RulesError
 from nfpkd.text import Role
 
 if TYPE_CHECKING:
+    from nfpkd.firewall.last_good import LastGood
     from nfpkd.firewall.ruleset import Options
     from nfpkd.rules.model import Rule
 
@@ -47,6 +50,12 @@ confirm_option = click.option(
 @source_limit_option
 @strict_modes_option
 @confirm_option
+@state_dir_option
+@click.option(
+    "--last-good",
+    is_flag=True,
+    help="Keep what was applied in the state directory; where nothing is guarded and this fails, apply what was kept.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the nft JSON that would be sent, and change nothing.")
 def apply(
     actions: Path,
@@ -55,6 +64,8 @@ def apply(
     source_limit: int,
     strict_modes: bool,
     confirm: int | None,
+    state_dir: Path,
+    last_good: bool,
     dry_run: bool,
 ) -> None:
     """Guard the ports, in one step, and leave the guard in place.
@@ -62,16 +73,33 @@ def apply(
     Prints what changes for ports (+ newly guarded so, - no longer) and for whoever is let in. Knocks are judged by
     `nfpkd run`; grants stay as long as their rules do.
     """
+    from nfpkd.firewall.last_good import LastGood
     from nfpkd.firewall.ruleset import Options
+
+    if last_good and confirm is not None:
+        raise click.UsageError("--last-good and --confirm contradict each other")
+    if last_good and str(state_dir) == "none":
+        raise click.UsageError("--last-good takes a --state-dir")
+    options = Options(queue, _check_interfaces(trusted), source_limit)
+    try:
+        rules = load(actions, strict_modes).rules
+        if dry_run:
+            _print_plan(actions, rules, options)
+            return
+        _apply(actions, rules, options, confirm)
+    except (RulesError, KernelError):
+        if last_good and not dry_run:
+            _fall_back(LastGood(state_dir))
+        raise
+    if last_good:
+        LastGood(state_dir).save(rules, options)
+
+
+def _apply(actions: Path, rules: tuple[Rule, ...], options: Options, confirm: int | None) -> None:
     from nfpkd.instance import find_instance
     from nfpkd.status import render_changes
     from nfpkd.verifier.listeners import find_queue_listeners
 
-    rules = load(actions, strict_modes).rules
-    options = Options(queue, _check_interfaces(trusted), source_limit)
-    if dry_run:
-        _print_plan(actions, rules, options)
-        return
     if confirm is not None and find_instance() is not None:
         raise KernelError("nfpkd is running here, and follows the rule files by itself", 'use "nfpkd run --confirm"')
     firewall = open_firewall()
@@ -86,12 +114,28 @@ def apply(
         click.echo(f"guarding: {count(len(rules), 'rule')} from {actions}")
     else:
         click.echo(f"nothing to change: {count(len(rules), 'rule')} already in force")
-    if rules and queue not in find_queue_listeners():
+    if rules and options.queue not in find_queue_listeners():
         click.echo(
-            f"{paint(Role.WARNING, 'note:')} no verifier listens on queue {queue}, so nobody can open anything:"
+            f"{paint(Role.WARNING, 'note:')} no verifier listens on queue {options.queue}, so nobody can open anything:"
             " start `nfpkd run`",
             err=True,
         )
+
+
+def _fall_back(kept: LastGood) -> None:
+    """Where nothing is guarded, guard what was guarded last; say what is in force now."""
+    try:
+        firewall = open_firewall()
+        if firewall.read_state() is not None:
+            text = "the rules are not applied; what was guarded before stays guarded"
+        elif (transaction := kept.load()) is None:
+            text = f"the rules are not applied, nothing is guarded, and no last good guard is in {kept.path}"
+        else:
+            firewall.make_again(transaction)
+            text = f"the rules are not applied; the last good guard, from {kept.path}, is in force instead"
+    except NfpkdError as error:
+        text = f"the rules are not applied, and neither is the last good guard: {error}"
+    click.echo(f"nfpkd: {text}", err=True)
 
 
 @click.command()
@@ -110,6 +154,14 @@ def apply(
     show_envvar=True,
     metavar="NAME",
     help="Become this user; rule files and the state directory must be theirs to read and write.",
+)
+@click.option(
+    "--trigger-socket",
+    type=click.Path(path_type=Path),
+    envvar="NFPKD_TRIGGER_SOCKET",
+    show_envvar=True,
+    metavar="PATH",
+    help="Have rules' commands run by the helper behind this socket, as nfpkd-triggers.socket has it, not by a child.",
 )
 @click.option(
     "--on-exit",
@@ -141,6 +193,7 @@ def run(
     confirm: int | None,
     state_dir: Path,
     user: str,
+    trigger_socket: Path | None,
     on_exit: str,
     log_format: str,
     verbose: bool,
@@ -156,6 +209,7 @@ def run(
     from nfpkd.daemon import Daemon, Settings
     from nfpkd.firewall.ruleset import Options
     from nfpkd.logs import set_up_logging
+    from nfpkd.notify import Notifier
 
     if verbose and quiet:
         raise click.UsageError("--verbose and --quiet contradict each other")
@@ -167,14 +221,16 @@ def run(
         None if str(state_dir) == "none" else state_dir,
         keep=on_exit == "keep",
         user=user,
+        trigger_socket=trigger_socket,
         strict_modes=strict_modes,
         log_level=level,
         log_format=log_format,
     )
-    firewall = open_firewall()
-    if confirm is not None:
-        _arm(confirm)
-    asyncio.run(Daemon(firewall, settings).run())
+    with contextlib.closing(Notifier(os.environ)) as notifier:
+        firewall = open_firewall()
+        if confirm is not None:
+            _arm(confirm)
+        asyncio.run(Daemon(firewall, settings, notifier).run())
 
 
 @click.command()

@@ -13,6 +13,7 @@ from nfpkd.firewall.nft import Table, Transaction
 from nfpkd.firewall.ruleset import (
     Options,
     Ruleset,
+    admit_sessions,
     compile_ruleset,
     delete_grants,
     delete_table,
@@ -86,6 +87,20 @@ class Firewall:
             else:
                 return Applied(transaction, before, wanted, (*kept_grants(wanted, held), *again))
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def make_again(self, kept: Transaction) -> bool:
+        """Do *kept*, which makes the table on an empty host; return False, and do nothing, if there is one.
+
+        Raises KernelError.  Connections that are open to what is guarded then go on.
+        """
+        if self.read_state() is not None:
+            return False
+        self._kernel.apply(kept)
+        held = self.read_state()
+        admitted = admit_sessions(held, self._list_sessions()) if held else Transaction()
+        if admitted:
+            self._kernel.apply(admitted)
+        return True
 
     def grant(self, grants: Sequence[Grant]) -> None:
         """Open what *grants* say, from now for their whole timeout, in one transaction; raises KernelError."""

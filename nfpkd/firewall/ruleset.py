@@ -150,6 +150,13 @@ def missing_grants(wanted: Ruleset, held: State | None, known: Iterable[Grant]) 
     return [grant for grant in known if grant.place not in places and wanted.keeps(grant)]
 
 
+def admit_sessions(held: State, sessions: Iterable[Session]) -> Transaction:
+    """Return the transaction that lets those of *sessions* go on whose services *held*, just made again, guards."""
+    guarded = _guarded_services(held)
+    found = [(session, SESSION_TIMEOUT) for session in sessions if session.service in guarded]
+    return Transaction(tuple(_add_sessions(found, held.sessions)))
+
+
 def guard_first(wanted: Ruleset, held: State | None) -> Transaction:
     """Return what must be in force before `transaction_to` is: nothing, for nearly every change.
 
