@@ -213,7 +213,11 @@ def decode_text(name: str, data: bytes) -> str:
 
 def _os_problem(path: Path, error: OSError) -> Problem:
     reason = (error.strerror or str(error)).lower()
-    remedy = ': create it, or say where the rules are with "--actions"' if isinstance(error, FileNotFoundError) else ""
+    remedy = ""
+    if isinstance(error, FileNotFoundError):
+        remedy = ': create it, or say where the rules are with "--actions"'
+    elif isinstance(error, PermissionError) and os.getegid() == _find_service_group():
+        remedy = f': let the service read it: run "chgrp {SERVICE_GROUP} {path}" and "chmod g+r {path}"'
     return Problem(str(path), 0, 0, f"{reason}{remedy}")
 
 

@@ -341,6 +341,20 @@ def test_nfpkds_own_group_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert load_rules(tmp_path).files == 1
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_the_service_is_told_how_to_get_at_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ours: bool
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    path = write(tmp_path / "x.json")
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(grp, "getgrnam", lambda name: grp.struct_group((name, "x", os.getegid() + (not ours), [])))
+    remedy = f': let the service read it: run "chgrp nfpkd {path}" and "chmod g+r {path}"' if ours else ""
+    assert problem(tmp_path).message == f"permission denied{remedy}"
+
+
 @pytest.mark.parametrize("named", ["x.json", "."])
 def test_a_file_or_directory_of_another_user_is_refused(tmp_path: Path, named: str) -> None:
     write(tmp_path / "x.json")

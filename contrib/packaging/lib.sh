@@ -1,0 +1,21 @@
+# What the packages have in common.  Sourced by build-deb and build-rpm, not run.
+# shellcheck shell=bash
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+
+packaging=$repository/contrib/packaging
+# One source for the version of everything.
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$repository/pyproject.toml")
+# The same source makes the same package, whenever it is built.
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$repository" log -1 --format=%ct 2>/dev/null || stat -c %Y "$repository/CHANGELOG.md")}
+export SOURCE_DATE_EPOCH
+
+# Copy what belongs into a package of the sources to directory $1.
+copy_sources() {
+    mkdir -p "$1/contrib"
+    cp -a "$repository"/{nfpkd,schemas,pyproject.toml,README.md,CHANGELOG.md,LICENSE} "$1"
+    local name
+    for name in apparmor completion examples man systemd; do
+        [ ! -e "$repository/contrib/$name" ] || cp -a "$repository/contrib/$name" "$1/contrib"
+    done
+    find "$1" -name __pycache__ -prune -exec rm -rf {} +
+}
