@@ -115,6 +115,16 @@ def test_a_boot_with_broken_rules_guards_what_was_guarded_last(network: Network,
         assert outcome(network.client, SERVER4, PORT) == "silence"
 
 
+def test_a_guard_that_cannot_be_kept_is_said_and_enforced(network: Network, actions: Actions) -> None:
+    actions.write("door.json", rule("door", PORT))
+    # What is in the way, so that nothing can be renamed to it.
+    (actions.path.with_name("state") / "guard.json" / "in").mkdir(parents=True)
+    with listen_tcp(network.server, PORT), Followed(network.server, [*NFPKD, "run", *run_options(actions)]) as run:
+        assert run.wait_for("the last good guard cannot be kept in ")[-1].startswith("error: ")
+        run.wait_for("guarding")
+        assert outcome(network.client, SERVER4, PORT) == "silence"
+
+
 @contextlib.contextmanager
 def helper_socket(path: Path, rules: Path) -> Iterator[None]:
     """Accept one connection at *path*, and start the helper on it, as nfpkd-triggers.socket does."""
