@@ -1,6 +1,11 @@
-# What the packages have in common.  Sourced by build-deb and build-rpm, not run.
+# What the packages have in common.  Sourced by the scripts here, not run.
 # shellcheck shell=bash
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+
+# The distribution's tools, whatever other python3 comes first on the path, and as they are meant to run:
+# under tox some would not find their own modules.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+unset "${!PYTHON@}"
 
 packaging=$repository/contrib/packaging
 # One source for the version of everything.
