@@ -47,7 +47,7 @@ def test_what_is_kept_makes_the_same_guard_again(kernel: Kernel, kept: LastGood)
     assert firewall.make_again(transaction)
     assert firewall.read_state() == before
     # Nor has the daemon, when it comes, anything to change.
-    assert not firewall.apply([SSH, WEB], OPTIONS)
+    assert not firewall.apply([SSH, WEB], OPTIONS).sent
 
 
 def test_nobody_who_was_let_in_is_kept(kept: LastGood) -> None:
