@@ -58,7 +58,11 @@ def pack_grants(commands: Sequence[Json]) -> list[Message] | None:
         if types is None or Table(element["family"], element["table"]) != TABLE or len(element["elem"]) > MAX_ELEMENTS:
             return None
         kind, flags = _KINDS[verb]
-        packed = b"".join(pack_nested(_NFTA_LIST_ELEM, _pack_element(types, one)) for one in element["elem"])
+        try:
+            packed = b"".join(pack_nested(_NFTA_LIST_ELEM, _pack_element(types, one)) for one in element["elem"])
+        except (AttributeError, LookupError, OSError, TypeError, ValueError, struct.error):
+            # Written in another way than ours: libnftables knows more of them.
+            return None
         attributes = (
             pack_attribute(_NFTA_SET_ELEM_LIST_TABLE, pack_text(TABLE.name))
             + pack_attribute(_NFTA_SET_ELEM_LIST_SET, pack_text(element["name"]))

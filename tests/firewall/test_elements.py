@@ -84,6 +84,11 @@ GRANT = nft.concat("192.0.2.1", 6, 22)
         nft.add_elements(Table("inet", "other"), "grants4", [GRANT]),
         nft.add_elements(TABLE, "grants4", [GRANT] * (MAX_ELEMENTS + 1)),
         nft.flush_chain(TABLE, "tags"),
+        nft.add_elements(TABLE, "grants4", [nft.concat("192.0.2.1", "tcp", "ssh")]),
+        nft.add_elements(TABLE, "grants4", [nft.concat("host.example.org", 6, 22)]),
+        nft.add_elements(TABLE, "grants4", [nft.concat("192.0.2.1", 6)]),
+        nft.add_elements(TABLE, "grants4", [nft.concat("192.0.2.1", 6, 70000)]),
+        nft.add_elements(TABLE, "grants4", ["192.0.2.1"]),
     ],
 )
 def test_everything_else_is_left_to_libnftables(command: Json) -> None:
