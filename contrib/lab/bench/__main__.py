@@ -34,9 +34,13 @@ def main(arguments: Sequence[str]) -> int:
             for row in rows:
                 print(f"{row.name}: {row.title}")
             return 0
-        outcomes = [run_row(row, scale.rounds, _say) for row in _choose(rows, options.only)]
-    machine = describe_machine(scale)
-    print(render_text(outcomes, machine))
+        machine = describe_machine(scale)
+        print(render_text([], machine), flush=True)
+        outcomes = []
+        for row in _choose(rows, options.only):
+            outcomes.append(run_row(row, scale.rounds, _say))
+            # It takes long, so what is known is told.
+            print(render_text(outcomes[-1:], {}), flush=True)
     if options.json:
         options.json.write_text(json.dumps(render_json(outcomes, machine), indent=1) + "\n")
     if options.svg:
