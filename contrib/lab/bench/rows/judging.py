@@ -17,6 +17,7 @@ from lab.bench.stage import UNLIMITED, guarding, make_stage, open_rule
 from lab.hosts import KNOCK_PORT, PORT, TAG, Lab
 from lab.load import Load
 from nfpkd.knock.wire import PAYLOAD_LENGTH
+from nfpkd.verifier.replay import DEFAULT_CAPACITY
 from support.network import KEY, SERVER4
 
 _EMPTY, _GARBAGE, _GENUINE = "empty listener", "nfpkd, garbage", "nfpkd, genuine"
@@ -26,6 +27,8 @@ FIGURES = (Figure("judged", "packets/CPU s"), Figure("CPU", "us/packet"), Figure
 _PLACE: dict[str, Any] = {"hook": "prerouting", "priority": -160}
 # More than one core can send in a second.
 _KNOCKS_A_SECOND = 150_000
+# What nfpkd remembers of one key's knocks is limited.
+_MOST_KNOCKS = DEFAULT_CAPACITY - 1000
 _RULE_SIZES = (1, 10, 100)
 
 
@@ -118,7 +121,7 @@ def judge_garbage(lab: Lab, load: Load, seconds: float, tag: str = TAG) -> Judgi
 
 
 def judge_genuine(lab: Lab, seconds: float, tag: str, port: int) -> Judging:
-    knocks = make_knocks(int(seconds * _KNOCKS_A_SECOND), tag, port)
+    knocks = make_knocks(min(int(seconds * _KNOCKS_A_SECOND), _MOST_KNOCKS), tag, port)
     return measure_judging(lab.network, lambda: send_knocks(lab.network, knocks, port, seconds=seconds))
 
 
