@@ -175,8 +175,8 @@ def _rules(source_limit: int) -> Iterator[Rule]:
     yield rule("guard", "guarded ports", gated, nft.goto("gate"))
     yield rule("guard", "guarded on some interfaces", nft.jump(INTERFACES))
 
-    yield rule("gate", "not for this host", not_local, nft.RETURN)
-    yield rule("gate", "from where everything is let in", nft.jump(TRUSTED))
+    # What belongs to a connection passes first, and costs least.  To accept it is to say nothing: what is not for
+    # this host goes on just so.
     yield rule("gate", "answers to this host", nft.match(nft.ct("direction"), "reply"), nft.ACCEPT)
     yield rule(
         "gate",
@@ -185,6 +185,8 @@ def _rules(source_limit: int) -> Iterator[Rule]:
         nft.match(nft.ct("state"), "established", "in"),
         nft.ACCEPT,
     )
+    yield rule("gate", "not for this host", not_local, nft.RETURN)
+    yield rule("gate", "from where everything is let in", nft.jump(TRUSTED))
     for family in _FAMILIES:
         granted = nft.match(_grant_key(family), f"@{GRANTS[family]}")
         yield rule("gate", "granted by a knock", granted, nft.count("admitted"), nft.ACCEPT)

@@ -6,7 +6,6 @@ import contextlib
 import grp
 import os
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +17,6 @@ from nfpkd.rules.positions import Document
 
 # 100,000 rules with long descriptions fit; a file that was meant for something else does not.
 MAX_FILE_SIZE = 64 * 1024 * 1024
-# File systems count time in steps, of 2 s at the worst (FAT).
-_SETTLED_NS = 3 * 10**9
 # The group of the service's own user, which nfpkd.sysusers makes.
 SERVICE_GROUP = "nfpkd"
 
@@ -44,8 +41,9 @@ class FileStamp(NamedTuple):
 
 
 class RuleLoader:
-    """Reads the rules below a directory, again and again; a file that did not change is read once.
+    """Reads the rules below a directory, again and again; a text that did not change is parsed and checked once.
 
+    Reading all of 10,000 rules takes some milliseconds, and checking them half a second.
     What it holds on to is the text of all files: what is wrong between two rules is said with
     their places.
     """
@@ -57,7 +55,7 @@ class RuleLoader:
         """
         self._directory = directory
         self._strict_modes = strict_modes
-        self._built: dict[FileStamp, BuiltFile] = {}
+        self._built: dict[Path, tuple[str, BuiltFile]] = {}
 
     def load(self, *, places: list[PlacedRule] | None = None) -> Loaded:
         """Return the rules of every ``*.json``; raises RulesError listing all that is wrong.
@@ -67,16 +65,18 @@ class RuleLoader:
         problems: list[Problem] = []
         placed: list[PlacedRule] = []
         warnings: list[Problem] = []
-        kept: dict[FileStamp, BuiltFile] = {}
+        kept: dict[Path, tuple[str, BuiltFile]] = {}
         paths = find_rule_files(self._directory, problems, strict_modes=self._strict_modes)
         for path in paths:
             try:
-                stamp, built = self._read(path)
+                text = _read_text(path, strict_modes=self._strict_modes)
+                before, built = self._built.get(path, (None, None))
+                if built is None or text != before:
+                    built = build_rules(Document(str(path), text))
             except RulesError as error:
                 problems.extend(error.problems)
                 continue
-            if stamp is not None:
-                kept[stamp] = built
+            kept[path] = text, built
             placed.extend(built.rules)
             warnings.extend(built.warnings)
         self._built = kept
@@ -87,18 +87,6 @@ class RuleLoader:
         if places is not None:
             places.extend(placed)
         return Loaded(tuple(p.rule for p in placed), tuple(warnings), len(paths))
-
-    def _read(self, path: Path) -> tuple[FileStamp | None, BuiltFile]:
-        """Return what *path* holds, and the stamp to know it by, if it is certain to change with the file."""
-        found = _stamp(path)
-        stamp = found if isinstance(found, FileStamp) else None
-        if stamp is not None and stamp in self._built:
-            # A change of its owner or its mode would have changed the stamp, too.
-            return stamp, self._built[stamp]
-        # Another write within the clock's tick would leave the stamp as it is.
-        is_settled = stamp is not None and abs(time.time_ns() - stamp.changed_ns) > _SETTLED_NS
-        built = build_rules(Document(str(path), _read_text(path, strict_modes=self._strict_modes)))
-        return (stamp if is_settled else None), built
 
 
 def load_rules(directory: Path, *, strict_modes: bool = True, places: list[PlacedRule] | None = None) -> Loaded:

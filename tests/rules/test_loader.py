@@ -15,8 +15,10 @@ import pytest
 
 from nfpkd.errors import Problem, RulesError
 from nfpkd.rules import loader
+from nfpkd.rules.build import BuiltFile, build_rules
 from nfpkd.rules.loader import MAX_FILE_SIZE, RuleLoader, load_rules, stamp_files
 from nfpkd.rules.model import Rule
+from nfpkd.rules.positions import Document
 
 
 def rule(name: str = "ssh", **fields: object) -> dict[str, object]:
@@ -461,41 +463,43 @@ def test_a_directory_that_is_not_there_has_a_stamp_too(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which files were read, by name."""
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which files were parsed and checked, by name."""
     found: list[str] = []
-    read_text = loader._read_text
+    real_build_rules = build_rules
 
-    def note(path: Path, *, strict_modes: bool) -> str:
-        found.append(path.name)
-        return read_text(path, strict_modes=strict_modes)
+    def note(document: Document) -> BuiltFile:
+        found.append(Path(document.problem((), "").path).name)
+        return real_build_rules(document)
 
-    monkeypatch.setattr(loader, "_read_text", note)
+    monkeypatch.setattr(loader, "build_rules", note)
     return found
 
 
-@pytest.fixture
-def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that were written just now are old enough."""
-    monkeypatch.setattr(loader, "_SETTLED_NS", -1)
-
-
-@pytest.mark.usefixtures("settled")
-def test_only_what_changed_is_read_again(tmp_path: Path, reads: list[str]) -> None:
+def test_only_what_changed_is_checked_again(tmp_path: Path, built: list[str]) -> None:
     for name in ("a", "b"):
         write(tmp_path / f"{name}.json")
     rules = RuleLoader(tmp_path)
     first = rules.load()
     assert rules.load() == first
-    assert reads == ["a.json", "b.json"]
+    assert built == ["a.json", "b.json"]
     write(tmp_path / "b.json", rule("c"))
     assert [found.name for found in rules.load().rules] == ["a", "c"]
-    assert reads == ["a.json", "b.json", "b.json"]
+    assert built == ["a.json", "b.json", "b.json"]
     (tmp_path / "a.json").unlink()
     assert [found.name for found in rules.load().rules] == ["c"]
 
 
-@pytest.mark.usefixtures("settled")
+def test_a_change_that_no_time_stamp_shows_is_seen(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.json", rule("a"))
+    rules = RuleLoader(tmp_path)
+    rules.load()
+    info = file.stat()
+    write(file, rule("b"))
+    os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert [found.name for found in rules.load().rules] == ["b"]
+
+
 def test_what_is_between_files_is_found_also_where_one_did_not_change(tmp_path: Path) -> None:
     write(tmp_path / "a.json")
     rules = RuleLoader(tmp_path)
@@ -507,7 +511,18 @@ def test_what_is_between_files_is_found_also_where_one_did_not_change(tmp_path: 
     assert [found.name for found in rules.load().rules] == ["a", "b"]
 
 
-@pytest.mark.usefixtures("settled")
+def test_a_file_with_an_error_is_checked_until_it_has_none(tmp_path: Path) -> None:
+    write(tmp_path / "a.json")
+    rules = RuleLoader(tmp_path)
+    rules.load()
+    for _ in range(2):
+        write(tmp_path / "a.json", b"[")
+        with pytest.raises(RulesError, match="not valid JSON"):
+            rules.load()
+    write(tmp_path / "a.json")
+    assert [found.name for found in rules.load().rules] == ["a"]
+
+
 def test_a_mode_that_changes_is_noticed(tmp_path: Path) -> None:
     file = write(tmp_path / "a.json")
     rules = RuleLoader(tmp_path)
@@ -515,11 +530,3 @@ def test_a_mode_that_changes_is_noticed(tmp_path: Path) -> None:
     file.chmod(0o644)
     with pytest.raises(RulesError, match="others can read"):
         rules.load()
-
-
-def test_what_was_written_just_now_is_read_again(tmp_path: Path, reads: list[str]) -> None:
-    write(tmp_path / "a.json")
-    rules = RuleLoader(tmp_path)
-    rules.load()
-    rules.load()
-    assert reads == ["a.json", "a.json"]
