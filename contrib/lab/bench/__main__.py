@@ -34,10 +34,11 @@ def main(arguments: Sequence[str]) -> int:
             for row in rows:
                 print(f"{row.name}: {row.title}")
             return 0
+        chosen = _choose(rows, options.only)
         machine = describe_machine(scale)
         print(render_text([], machine), flush=True)
         outcomes = []
-        for row in _choose(rows, options.only):
+        for row in chosen:
             outcomes.append(run_row(row, scale.rounds, _say))
             # It takes long, so what is known is told.
             print(render_text(outcomes[-1:], {}), flush=True)
