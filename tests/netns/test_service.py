@@ -168,7 +168,8 @@ def test_commands_run_by_a_helper_of_the_service_managers(
         run.wait_for("guarding")
         knock(network.client, SERVER4)
         run.wait_for("knock accepted")
-        assert run.stop()[-1].startswith("info: stopped")
+        # Measured, it may complain behind that of a directory that is not its own.
+        assert any(line.startswith("info: stopped") for line in run.stop())
     assert "command open: exit status 0 rule=door source=192.0.2.2 user=daemon:daemon output=daemon" in (
         capfd.readouterr().err
     )
