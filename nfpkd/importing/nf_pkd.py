@@ -77,11 +77,19 @@ def _read_rule(document: Document, index: int, given: dict[str, Any], remarks: l
             if field == "ext-command":
                 remark(name, f'{shown} is run here, as "ext-user"; nf-pkd never ran it', left_out=False)
     if not isinstance(fields.get("name"), str) or make_name(fields["name"]) != fields["name"]:
-        made = make_name(str(fields.get("name") or f"port-{fields.get('port', 'none')}"))
+        made = make_name(_find_name(fields))
         text = f'"name" is "{made}" here: it is needed, and takes letters, digits, "_", "." and "-"'
         remark("name", text, left_out=False)
         fields["name"] = made
     return fields
+
+
+def _find_name(fields: Fields) -> str:
+    """Return what a rule can be called by; not a list or an object, for there may be a key in it."""
+    for prefix, value in (("", fields.get("name")), ("port-", fields.get("port"))):
+        if value and isinstance(value, (str, int)):
+            return f"{prefix}{value}"
+    return "port-none"
 
 
 def _read_value(field: str, value: Any) -> Any:

@@ -40,6 +40,10 @@ def test_a_rule_stays_as_it_is() -> None:
         ({"tag": "0X12"}, "tag", b"0X12"),
         ({"name": "the door!"}, "name", "the-door"),
         ({"name": ""}, "name", "port-22"),
+        ({"name": 7}, "name", "7"),
+        # Behind a bracket that is missing there may be a key.
+        ({"name": {"key": "open sesame"}}, "name", "port-22"),
+        ({"name": [["open sesame"]], "port": [22]}, "name", "port-none"),
         ({"name": 5}, "name", "5"),
         ({"reset": True, "Port": 23}, "ports", ((23, 23),)),
     ],
