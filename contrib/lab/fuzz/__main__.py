@@ -107,7 +107,7 @@ def _fuzz(name: str, runs: int, seed: int, artifacts: Path, *, verbose: bool) ->
         print(f"atheris ended with {code}, and not by an input", file=sys.stderr)
         return 3
     for fault in faults:
-        print(f"a fault; to see it again: python -m lab.fuzz {name} {fault}")
+        print(f"a fault; to see it again: python -m lab.fuzz {name} {fault}", file=sys.stderr)
     seen, coverage, corpus = map(int, (_PROGRESS.findall(text) or ["000"])[-1])
     done = _DONE.search(text)
     inputs = int(done[1]) if done else seen

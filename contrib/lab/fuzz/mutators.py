@@ -104,7 +104,7 @@ def _seeds_of_readers() -> tuple[tuple[bytes, ...], ...]:
 
 
 MUTATORS: Mapping[str, Mutator] = {"rules": mutate_rules, "state": mutate_state}
-_JSON_READERS = {b"pending", b"listing", b"others"}
+_JSON_READERS = {b"pending", b"listing", b"others", b"nf-pkd"}
 
 
 def _mutate_json(data: bytes, max_size: int, random: Random, mutate_bytes: MutateBytes, make: _Make) -> bytes:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 from zlib import crc32
 
+from lab.fuzz import texts
 from lab.fuzz.known import OPTIONS, RULES, RULESET
 from lab.fuzz.promise import promise
 from nfpkd.confirmation import parse_pending
@@ -30,6 +31,7 @@ from nfpkd.firewall.outline import read_outline
 from nfpkd.firewall.rollback import restore_table
 from nfpkd.firewall.sessions import parse_listening, parse_sessions
 from nfpkd.firewall.state import parse_state
+from nfpkd.metrics import render_prometheus
 from nfpkd.rules.model import Protocol, Service
 from nfpkd.status import render_changes, render_json, render_text
 from nfpkd.triggers.message import decode_message_untrusted, encode_message
@@ -57,6 +59,9 @@ def make_readers(scratch: Path, *, thorough: bool) -> dict[str, Reader]:
         "message": read_message,
         "queues": read_queues,
         "sockets": read_sockets,
+        "profiles": texts.read_profiles,
+        "ini": texts.read_ini,
+        **texts.IMPORTERS,
     }
 
 
@@ -112,6 +117,7 @@ def read_listing(body: bytes, *, thorough: bool) -> None:
 
     def show() -> None:
         render_text(state, {})
+        render_prometheus(state, {})
         json.loads(render_json(state, {}))
         render_changes(state, RULESET)
 
@@ -157,7 +163,7 @@ def read_dumps(body: bytes) -> None:
     """What the kernel tells of a table when it is asked what it is made of."""
     with contextlib.suppress(NetlinkError):
         outline = read_outline(cast(Channel, _Told(body)), TABLE)
-        promise(outline is not None, "there is a table")
+        promise(outline is not None and all(map(_is_entry, outline)), "what is dumped is listed as nft lists it")
         parse_state(outline or [])
 
 
@@ -199,14 +205,14 @@ def _check_transaction(transaction: Transaction) -> None:
 
 
 class _Told:
-    """A channel on which the same is told whatever is asked."""
+    """A channel on which these messages are told, to each question those of the kind that it asks for."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
 
-    def dump(self, _kind: int, _attributes: bytes) -> Iterator[bytes]:
-        for message in iterate_messages(self._body):
-            yield message.body
+    def dump(self, kind: int, _attributes: bytes) -> Iterator[bytes]:
+        # An NFT_MSG_NEW... stands right in front of its NFT_MSG_GET...
+        return (message.body for message in iterate_messages(self._body) if message.kind & 0xFF == kind - 1)
 
 
 class _Listed:

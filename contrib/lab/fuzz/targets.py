@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import struct
 from collections import Counter
 from collections.abc import Iterable
@@ -22,13 +21,13 @@ from zlib import crc32
 from lab.fuzz.known import KEY_TEXT, KNOCK_PORTS, OPTIONS, OTHER_KEY_TEXT, RULES
 from lab.fuzz.promise import promise
 from lab.fuzz.readers import make_readers
-from nfpkd.describe import describe_rule
+from lab.fuzz.texts import MARKER, check_problems, hides_marker
+from nfpkd.describe import describe_rule, describe_rules
 from nfpkd.errors import PacketError, Problem, RulesError, WireError
 from nfpkd.firewall.firewall import Firewall
 from nfpkd.firewall.layout import TABLE
 from nfpkd.firewall.ruleset import compile_ruleset, transaction_to
 from nfpkd.knock.wire import PAYLOAD_LENGTH, decode_knock_untrusted, encode_knock
-from nfpkd.logs import escape
 from nfpkd.rules import model
 from nfpkd.rules.build import PlacedRule
 from nfpkd.rules.lint import find_smells
@@ -147,9 +146,6 @@ class Wire:
         promise(outcomes == [Outcome.ACCEPTED, Outcome.REPLAYED], "a knock is good, once")
 
 
-# Marks the keys in the corpus: what has it in a key, and nowhere else, may say it nowhere.
-MARKER = "M4RK3R"
-_KEYS = re.compile(rb'"keys?"\s*:\s*(?:"[^"\\]*"|\[[^\[\]{}\\]*\])')
 # Beyond so many, guarded ports show nothing new and take their time.
 _MAX_SERVICES = 2_000
 # Of millions of rule files, one in so many gets to the kernel of the tests, which takes longer than all the rest.
@@ -180,7 +176,7 @@ class RuleFile:
             return
         self.tried["loaded"] += 1
         self._check_problems(loaded.warnings, data)
-        said = [*map(describe_rule, loaded.rules), repr(loaded.rules)]
+        said = [*map(describe_rule, loaded.rules), *describe_rules(loaded.rules), repr(loaded.rules)]
         services = sum(1 for _ in islice((s for rule in loaded.rules for s in rule.services()), _MAX_SERVICES))
         if services < _MAX_SERVICES:
             self.tried["compiled"] += 1
@@ -189,26 +185,10 @@ class RuleFile:
             if self._thorough or crc32(data) % _ENFORCED == 0:
                 self.tried["enforced"] += 1
                 said.append(_enforce(loaded.rules))
-        promise(not _hides_marker(data) or MARKER not in "".join(said), "no key is said")
+        promise(not hides_marker(data) or MARKER not in "".join(said), "no key is said")
 
     def _check_problems(self, problems: Iterable[Problem], data: bytes) -> None:
-        lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        hides_marker = _hides_marker(data)
-        for problem in problems:
-            path, line, column, message = problem
-            promise(path == str(self._file), "a problem names the file")
-            promise((line == 0) == (column == 0), "a problem has a line and a column, or neither")
-            promise(0 <= line <= len(lines), "the line is in the file")
-            if line:
-                promise(0 < column <= len(lines[line - 1].decode(errors="replace")) + 1, "the column is in the line")
-            promise(bool(message) and escape(str(problem)).isprintable(), "there is a line to be read")
-            promise(not hides_marker or MARKER not in message, "no key is repeated")
-
-
-def _hides_marker(data: bytes) -> bool:
-    """Tell whether *data* has the marker in keys only."""
-    marker = MARKER.encode()
-    return marker in data and marker not in _KEYS.sub(b"", data)
+        check_problems(problems, str(self._file), data, hides=hides_marker(data))
 
 
 def _enforce(rules: tuple[Rule, ...]) -> str:
