@@ -39,6 +39,8 @@ def knocks() -> dict[str, bytes]:
         "vector": made,
         "vector-old": old,
         "other-key": encode_knock(other, parse_tag("PKD0"), KNOCK_PORTS[0], 2**64 - 1, b"\xff" * 12),
+        # Good for the digest, and for none of the ports where it is heard.
+        "other-key-elsewhere": encode_knock(other, parse_tag("PKD0"), KNOCK_PORTS[1] + 1, _VECTOR_TIME, bytes(12)),
         "cut-off": made[:11],
         "one-byte-more": made + b"\0",
         "empty": b"",
@@ -56,7 +58,7 @@ def packets() -> dict[str, bytes]:
         "ipv4-knock": _ipv4(vector),
         "ipv4-knock-old": _ipv4(_udp(knock["vector-old"])),
         "ipv4-other-key": _ipv4(_udp(knock["other-key"], KNOCK_PORTS[0])),
-        "ipv4-other-key-elsewhere": _ipv4(_udp(knock["other-key"], KNOCK_PORTS[1] + 1)),
+        "ipv4-other-key-elsewhere": _ipv4(_udp(knock["other-key-elsewhere"], KNOCK_PORTS[1] + 1)),
         "ipv4-options": _ipv4(vector, options=b"\x07\x27\x04" + bytes(37)),
         "ipv4-trailer": _ipv4(vector) + bytes(6),
         "ipv4-fragment": _ipv4(vector, fragment=0x2000),

@@ -128,6 +128,7 @@ class Wire:
             promise(len(payload) != PAYLOAD_LENGTH, "what has 56 bytes can be taken apart")
             return
         self.tried["decoded"] += 1
+        promise(len(payload) == PAYLOAD_LENGTH, "nothing else can be taken apart")
         promise(knock.header + knock.digest == payload, "nothing is lost")
         promise(payload.startswith(knock.tag + knock.time.to_bytes(8, "little")), "the fields are in their places")
 

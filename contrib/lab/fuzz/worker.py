@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -35,12 +36,25 @@ def main(arguments: list[str]) -> None:
         def mutate(data: bytes, max_size: int, seed: int) -> bytes:
             return MUTATORS[name](data, max_size, seed, atheris.Mutate)
 
+        def attempt(data: bytes) -> None:
+            try:
+                target(data)
+            except BaseException:
+                _cancel_alarm()
+                raise
+
         custom = {"custom_mutator": mutate} if name in MUTATORS else {}
-        atheris.Setup([sys.argv[0], *options], target, **custom)
+        atheris.Setup([sys.argv[0], *options], attempt, **custom)
         try:
             atheris.Fuzz()
         finally:
+            _cancel_alarm()
             Path(report).write_text(json.dumps(target.tried))
+
+
+def _cancel_alarm() -> None:
+    """Cancel libFuzzer's timer: a process that is ending has no handler for it any more, and would be killed."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def scratch_home() -> str | None:
