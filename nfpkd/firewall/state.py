@@ -14,6 +14,9 @@ from nfpkd.firewall.nft import Json, Set
 from nfpkd.rules.model import Protocol, Reject, Service
 
 _T = TypeVar("_T")
+_MAX_PORT = 65535
+# What the kernel counts, in milliseconds, fits into 64 bits.
+_MAX_SECONDS = 2**64 // 1000 - 1
 _REJECTS = {chain: way for way, chain in layout.REFUSALS.items()}
 
 
@@ -207,14 +210,14 @@ def _grant_reader(door: Door) -> Callable[[Any], Grant]:
     def read(listed: Any) -> Grant:
         key, described = _read_element(listed)
         *interface, source, protocol, port = key
-        if len(interface) != door.by_interface or ipaddress.ip_address(_text(source)).version != door.family:
+        if len(interface) != door.by_interface or family_of(_address(source)) != door.family:
             raise ValueError("not a grant of this kind")
         return Grant(
             source,
             _service(protocol, port),
             _text(described.get("comment", "")),
-            _number(described.get("timeout", 0)),
-            _number(described.get("expires", 0)),
+            _number(described.get("timeout", 0), _MAX_SECONDS),
+            _number(described.get("expires", 0), _MAX_SECONDS),
             None if door.is_usual else door,
             *map(_text, interface),
         )
@@ -224,8 +227,8 @@ def _grant_reader(door: Door) -> Callable[[Any], Grant]:
 
 def _read_session(listed: Any) -> tuple[Session, int]:
     (source, source_port, protocol, port), described = _read_element(listed)
-    ipaddress.ip_address(_text(source))
-    return Session(source, _number(source_port), _service(protocol, port)), _number(described.get("expires", 0))
+    left = _number(described.get("expires", 0), _MAX_SECONDS)
+    return Session(_address(source), _number(source_port, _MAX_PORT), _service(protocol, port)), left
 
 
 def _read_element(listed: Any) -> tuple[list[Any], Json]:
@@ -235,16 +238,27 @@ def _read_element(listed: Any) -> tuple[list[Any], Json]:
 
 
 def _service(protocol: Any, port: Any) -> Service:
-    return Service(Protocol(protocol), _number(port))
+    return Service(Protocol(protocol), _number(port, _MAX_PORT))
+
+
+def _address(value: Any) -> str:
+    if "%" in _text(value):
+        raise ValueError("an address with a scope")
+    ipaddress.ip_address(value)
+    return str(value)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("not a text")
+    # A lone surrogate cannot be sent back.
+    value.encode()
     return value
 
 
-def _number(value: Any) -> int:
+def _number(value: Any, most: int) -> int:
     if not isinstance(value, int):
         raise TypeError("not a number")
+    if not 0 <= value <= most:
+        raise ValueError("a number that is too large")
     return value

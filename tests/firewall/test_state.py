@@ -260,13 +260,20 @@ def test_a_queue_of_very_many_digits_is_none(kernel: FakeKernel) -> None:
     [
         (layout.GATED, [nft.concat(6, {"range": [1, 2]}), nft.concat(6, "ssh"), nft.concat(6), 5, None, [], "x"]),
         (layout.GATED, [{"elem": 5}, {"elem": {}}, {"elem": {"val": nft.concat(6, 23), "comment": 5}}]),
+        (layout.GATED, [nft.concat(6, 65536), nft.concat(6, -1)]),
         (layout.GATED_ON, [nft.concat(5, 6, 22), nft.concat([], 6, 22), nft.concat("lo", 6)]),
         (layout.REJECTS, [[], 5, {}, [nft.concat(6, 22), {"goto": {"target": []}}], [nft.concat(6, 22), "drop"]]),
         ("grants4", [nft.concat(5, 6, 22), nft.concat("x", 6, 22), nft.concat("::1", 6, 22), nft.concat([], 6, 22)]),
         ("grants4", [{"elem": {"val": nft.concat("192.0.2.1", 6, 22), "timeout": "1m"}}]),
         ("grants4", [{"elem": {"val": nft.concat("192.0.2.1", 6, 22), "expires": None}}]),
-        ("grants6_if", [nft.concat(5, "::1", 6, 22)]),
+        ("grants4", [{"elem": {"val": nft.concat("192.0.2.1", 6, 22), "timeout": -1}}]),
+        ("grants4", [{"elem": {"val": nft.concat("192.0.2.1", 6, 22), "expires": 2**64}}]),
+        ("grants4", [{"elem": {"val": nft.concat("192.0.2.1", 6, 22), "comment": "\ud800"}}]),
+        ("grants4", [nft.concat("192.0.2.1", 6, 65536)]),
+        ("grants6", [nft.concat("fe80::1%lo", 6, 22)]),
+        ("grants6_if", [nft.concat(5, "::1", 6, 22), nft.concat("\ud800", "::1", 6, 22)]),
         ("sessions4", [nft.concat("x", 5, 6, 22), nft.concat("192.0.2.1", "x", 6, 22)]),
+        ("sessions4", [nft.concat("192.0.2.1", 65536, 6, 22), nft.concat("fe80::1%lo", 5, 6, 22)]),
     ],
 )
 def test_an_element_that_is_none_of_ours_is_no_more_than_that(name: str, elements: list[Any]) -> None:

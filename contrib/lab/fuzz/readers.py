@@ -21,6 +21,7 @@ from nfpkd.doctor.checks import check_others
 from nfpkd.doctor.facts import _read_others
 from nfpkd.errors import KernelError, NetlinkError, StateError, TriggerError
 from nfpkd.firewall.channel import Channel, read_errors
+from nfpkd.firewall.elements import pack_grants
 from nfpkd.firewall.firewall import Firewall
 from nfpkd.firewall.kernel import Listing, NftablesKernel
 from nfpkd.firewall.layout import TABLE
@@ -201,7 +202,9 @@ def _is_entry(entry: object) -> bool:
 
 
 def _check_transaction(transaction: Transaction) -> None:
-    json.dumps(transaction.commands)
+    """Do with *transaction* what `NftablesKernel` does before it sends it."""
+    if pack_grants(transaction.commands) is None:
+        json.dumps(transaction.commands)
 
 
 class _Told:
