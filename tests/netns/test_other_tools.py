@@ -12,6 +12,7 @@ from nfpkd.firewall import nft
 from nfpkd.firewall.kernel import NftablesKernel
 from nfpkd.firewall.layout import TABLE
 from nfpkd.firewall.nft import Transaction
+from nfpkd.rules.model import Protocol
 from support.network import (
     CLIENT4,
     CLIENT6,
@@ -173,7 +174,7 @@ def test_a_grant_that_runs_out_is_no_reason_to_look(network: Network, actions: A
 
 def test_however_often_it_is_changed_it_is_looked_at_ten_times_a_second(network: Network, actions: Actions) -> None:
     actions.write("door.json", rule("door", PORT))
-    key = [nft.concat(CLIENT4, "tcp", PORT)]
+    key = [nft.concat(CLIENT4, Protocol.TCP, PORT)]
     changes = [
         Transaction((add_or_delete(TABLE, "grants4", key),))
         for add_or_delete in (nft.add_elements, nft.delete_elements)
