@@ -82,8 +82,7 @@ def _types_of(set_name: str) -> tuple[str, ...] | None:
 
 def _pack_element(types: tuple[str, ...], element: Any) -> bytes:
     described = element.get("elem", {"val": element})
-    key = b"".join(_pack_part(kind, part) for kind, part in zip(types, described["val"]["concat"], strict=True))
-    packed = pack_nested(_NFTA_SET_ELEM_KEY, pack_attribute(_NFTA_DATA_VALUE, key))
+    packed = _pack_key(types, tuple(described["val"]["concat"]))
     if "timeout" in described:
         packed += pack_attribute(_NFTA_SET_ELEM_TIMEOUT, _U64.pack(1000 * described["timeout"]))
     if "expires" in described:
@@ -94,6 +93,13 @@ def _pack_element(types: tuple[str, ...], element: Any) -> bytes:
             _NFTA_SET_ELEM_USERDATA, bytes((_NFTNL_UDATA_SET_ELEM_COMMENT, len(comment))) + comment
         )
     return packed
+
+
+# A grant is added, deleted and added: see `ruleset.renew_grants`.
+@functools.lru_cache(MAX_ELEMENTS)
+def _pack_key(types: tuple[str, ...], parts: tuple[Any, ...]) -> bytes:
+    key = b"".join([_pack_part(kind, part) for kind, part in zip(types, parts, strict=True)])
+    return pack_nested(_NFTA_SET_ELEM_KEY, pack_attribute(_NFTA_DATA_VALUE, key))
 
 
 def _pack_part(kind: str, value: Any) -> bytes:

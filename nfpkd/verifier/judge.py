@@ -1,8 +1,8 @@
 """The decision: which rules, if any, a datagram opens.
 
 Pure: no I/O, no clock.  Two times come as arguments: *wall* (whole Unix
-seconds, as clients stamp knocks with) and *now* (monotonic seconds, for
-intervals).
+seconds, as clients stamp knocks with) and *now* (monotonic seconds since the
+boot, for intervals).
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from __future__ import annotations
 import enum
 import hmac
 import ipaddress
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from nfpkd.errors import WireError
-from nfpkd.knock.wire import Knock, decode_knock_untrusted, make_digest
-from nfpkd.rules.model import Network, Rate, Rule, TimedKey
+from nfpkd.knock.wire import HEADER_LENGTH, PAYLOAD_LENGTH, Knock, decode_knock_untrusted, make_digest
+from nfpkd.rules.model import TAG_LENGTH, Network, Rate, Rule, TimedKey
 from nfpkd.verifier.packet import Datagram
 from nfpkd.verifier.ratelimit import TokenBucket
 from nfpkd.verifier.replay import EVERYTHING_CUT_OFF, Freshness, KeyId, ReplayBook, identify_key
 
 _PORTS = range(1, 65_536)
+# A stamp that was accepted before a power failure is at most a second ahead of that moment's
+# clock, and the time of the boot is known to the second.
+_BOOT_MARGIN_SECONDS = 2
 
 
 class Outcome(enum.Enum):
@@ -85,7 +89,7 @@ class Judge:
         skews: dict[bytes, float] = {}
         buckets = {}
         for rule in rules:
-            skew = float("inf") if rule.skew is None else rule.skew
+            skew = math.inf if rule.skew is None else rule.skew
             for key in rule.keys:
                 secret = key.secret.reveal()
                 by_tag.setdefault(rule.tag, {}).setdefault(secret, []).append(_Opening(rule, key))
@@ -114,7 +118,7 @@ class Judge:
         for candidates in self._candidates.values():
             for candidate in candidates:
                 skew = self._skews[candidate.key]
-                cutoff = EVERYTHING_CUT_OFF if skew == float("inf") else int(start + skew)
+                cutoff = EVERYTHING_CUT_OFF if skew == math.inf else int(start + skew)
                 self.memory.begin_after(candidate.key_id, cutoff)
         return [rule for rule in self._rules if rule.skew is None]
 
@@ -126,18 +130,13 @@ class Judge:
         Nothing is said of which part was wrong: a datagram whose tag is known but
         whose digest fits no key is an ordinary datagram, to everybody.
         """
-        try:
-            knock = decode_knock_untrusted(datagram.payload)
-        except WireError:
+        source, port, payload = datagram
+        if len(payload) != PAYLOAD_LENGTH:
             return []
-        for candidate in self._candidates.get(knock.tag, ()):
-            openings = [
-                opening
-                for opening in self._authenticate(candidate, knock, datagram.port)
-                if _hears(opening.rule, datagram.port, interface)
-            ]
-            if openings:
-                return self._judge_authentic(candidate, openings, knock, datagram.source, wall, now)
+        for candidate in self._candidates.get(payload[:TAG_LENGTH], ()):
+            openings = _authenticate(candidate, payload, port)
+            if openings and (heard := [one for one in openings if _hears(one.rule, port, interface)]):
+                return self._judge_authentic(candidate, heard, decode_knock_untrusted(payload), source, wall, now)
         return []
 
     def find_translated(self, datagram: Datagram, wall: int) -> Translated | None:
@@ -161,23 +160,18 @@ class Judge:
                     return Translated(candidate.openings[0].rule, port)
         return None
 
-    @staticmethod
-    def _authenticate(candidate: _Candidate, knock: Knock, port: int) -> Iterable[_Opening]:
-        if hmac.compare_digest(make_digest(knock.header, port, candidate.key), knock.digest):
-            return candidate.openings
-        if candidate.accepts_old and hmac.compare_digest(
-            make_digest(knock.header, port, candidate.key, old=True), knock.digest
-        ):
-            return [opening for opening in candidate.openings if opening.rule.old]
-        return ()
-
     def _judge_authentic(
         self, candidate: _Candidate, openings: list[_Opening], knock: Knock, source: bytes, wall: int, now: float
     ) -> list[Judgement]:
         # Remembered before anything else is asked: a knock refused for its
         # rate must not be good a minute later.
-        oldest_valid = wall - self._skews[candidate.key]
-        freshness = self.memory.admit(candidate.key_id, knock.digest, knock.time, oldest_valid)
+        skew = self._skews[candidate.key]
+        # Of what was accepted right before a power failure the disk may know nothing (see `ReplayBook.admit`), so
+        # that stamps from before this boot are refused; what they would not cover is written through first.
+        outlives_boot = skew == math.inf or knock.time > wall + 1
+        freshness = self.memory.admit(candidate.key_id, knock.digest, knock.time, wall - skew, at_once=outlives_boot)
+        if freshness is Freshness.FRESH and skew != math.inf and knock.time <= wall - now + _BOOT_MARGIN_SECONDS:
+            freshness = Freshness.CUT_OFF
         offset = knock.time - wall
         judgements = []
         for rule, timed in openings:
@@ -207,6 +201,16 @@ _REFUSALS = {
     Freshness.CUT_OFF: Outcome.CUT_OFF,
     Freshness.FULL: Outcome.MEMORY_FULL,
 }
+
+
+def _authenticate(candidate: _Candidate, payload: bytes, port: int) -> Sequence[_Opening]:
+    """Return what *payload* opens if it was made with the key of *candidate*, for *port*."""
+    header, digest = payload[:HEADER_LENGTH], payload[HEADER_LENGTH:]
+    if hmac.compare_digest(make_digest(header, port, candidate.key), digest):
+        return candidate.openings
+    if candidate.accepts_old and hmac.compare_digest(make_digest(header, port, candidate.key, old=True), digest):
+        return [opening for opening in candidate.openings if opening.rule.old]
+    return ()
 
 
 def _hears(rule: Rule, port: int, interface: str) -> bool:

@@ -80,10 +80,14 @@ class ReplayMemory:
 
 
 class Changes(NamedTuple):
-    """What was learned since the last time, to be kept: digests with their seconds, and where cut-offs are now."""
+    """What was learned since the last time, to be kept: digests with their seconds, and where cut-offs are now.
+
+    *at_once* says that it must be on the disk itself before anything is opened.
+    """
 
     seen: tuple[tuple[KeyId, int, bytes], ...]
     cutoffs: Mapping[KeyId, int]
+    at_once: bool = False
 
 
 class ReplayBook:
@@ -97,6 +101,7 @@ class ReplayBook:
         self._memories = dict(memories or {})
         self._seen: list[tuple[KeyId, int, bytes]] = []
         self._cutoffs: dict[KeyId, int] = {}
+        self._at_once = False
 
     def begin_after(self, key: KeyId, cutoff: int) -> None:
         """Refuse what was stamped up to *cutoff* with *key*, if the key has no memory."""
@@ -104,13 +109,19 @@ class ReplayBook:
             self._memories[key] = ReplayMemory(cutoff=cutoff)
             self._cutoffs[key] = cutoff
 
-    def admit(self, key: KeyId, digest: bytes, time: int, oldest_valid: float) -> Freshness:
-        """As `ReplayMemory.admit`, for one of the keys."""
+    def admit(self, key: KeyId, digest: bytes, time: int, oldest_valid: float, *, at_once: bool = False) -> Freshness:
+        """As `ReplayMemory.admit`, for one of the keys.
+
+        *at_once* is for knocks that would still be good after a reboot.  The others may be on their
+        way to the disk while they open something: the end of a process loses nothing that is
+        written, and after the end of a machine stamps from before its next boot are refused.
+        """
         memory = self._memories.setdefault(key, ReplayMemory())
         cutoff = memory.cutoff
         freshness = memory.admit(digest, time, oldest_valid)
         if freshness is Freshness.FRESH:
             self._seen.append((key, time, digest))
+            self._at_once = self._at_once or at_once
         if memory.cutoff != cutoff:
             self._cutoffs[key] = memory.cutoff
         return freshness
@@ -121,12 +132,13 @@ class ReplayBook:
 
     def changes(self) -> Changes:
         """Return what is not yet on disk."""
-        return Changes(tuple(self._seen), dict(self._cutoffs))
+        return Changes(tuple(self._seen), dict(self._cutoffs), self._at_once)
 
     def saved(self) -> None:
-        """Note that everything is on disk."""
+        """Note that everything is kept."""
         self._seen.clear()
         self._cutoffs.clear()
+        self._at_once = False
 
 
 def identify_key(key: bytes) -> KeyId:

@@ -43,6 +43,8 @@ class Store(Protocol):
 
     def save(self, changes: Changes) -> None: ...
 
+    def flush(self) -> None: ...
+
 
 class Verifier:
     """Judges what the queue delivers, and opens what was knocked for."""
@@ -66,6 +68,7 @@ class Verifier:
         self._judged: list[tuple[str, Judgement]] = []
         self._news: list[tuple[str, Judgement]] = []
         self._has_interfaces = False
+        self._explains = False
         self._ledger = GrantLedger()
         self._next_search = -math.inf
 
@@ -78,6 +81,7 @@ class Verifier:
         applied = self._firewall.apply(rules, self._options, self._ledger.live(time.monotonic()))
         self._ledger.adopt(applied.grants, time.monotonic())
         self._judge.replace_rules(rules)
+        self._explains = is_logged(logging.DEBUG)
         self._has_interfaces = any(rule.interfaces for rule in rules)
         self._rules = rules
 
@@ -108,6 +112,7 @@ class Verifier:
         """As `Judge.distrust_before`; that it was so is kept, too."""
         closed = self._judge.distrust_before(start)
         self._remember([])
+        self._flush()
         return closed
 
     def handle(self, packet: bytes, interface: int) -> bool:
@@ -125,7 +130,9 @@ class Verifier:
         judgements = self._judge.judge(datagram, int(time.time()), time.monotonic(), name)
         if not judgements:
             self._commit()
-            self._log_mismatch(datagram)
+            # Anybody can send these; only who asks for them pays for their lines.
+            if self._explains and len(datagram.payload) == PAYLOAD_LENGTH:
+                self._log_mismatch(datagram)
             return True
         source = _format_address(datagram.source)
         self._judged.extend((source, judgement) for judgement in judgements)
@@ -137,6 +144,7 @@ class Verifier:
         Only now is anything logged: what is said of a knock holds over a crash.
         """
         self._commit()
+        self._flush()
         news, self._news = self._news, []
         for source, judgement in news:
             if judgement.outcome is not Outcome.ACCEPTED:
@@ -189,6 +197,13 @@ class Verifier:
         self._judge.memory.saved()
         return True
 
+    def _flush(self) -> None:
+        if self._store is not None:
+            try:
+                self._store.flush()
+            except StateError as error:
+                log_event(logging.ERROR, "not_kept", str(error))
+
     def _adopt_grants(self) -> bool:
         """Know the grants that the kernel has, and no others; return False, and forget nothing, if it has no table."""
         state = self._firewall.read_state()
@@ -197,9 +212,6 @@ class Verifier:
         return state is not None
 
     def _log_mismatch(self, datagram: Datagram) -> None:
-        # Anybody can send these; only who asks for them pays for their lines.
-        if len(datagram.payload) != PAYLOAD_LENGTH or not is_logged(logging.DEBUG):
-            return
         source = _format_address(datagram.source)
         log_event(logging.DEBUG, "not_a_knock", "digest mismatch", source=source, port=datagram.port)
         now = time.monotonic()
@@ -244,6 +256,8 @@ def _name_interface(number: int) -> str:
 
 
 def _log_accepted(knock: Opened) -> None:
+    if not is_logged(logging.INFO):
+        return
     rule, source = knock
     log_event(
         logging.INFO,

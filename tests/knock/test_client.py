@@ -53,7 +53,7 @@ def test_a_sent_knock_is_accepted_by_the_judge(receiver: socket.socket) -> None:
     after = int(time.time())
     assert before <= int.from_bytes(payload[4:12], "little") <= after
     assert payload == encode_knock(KEY.reveal(), TAG, port, int.from_bytes(payload[4:12], "little"), payload[12:24])
-    (judgement,) = Judge([a_rule()]).judge(Datagram(b"\x7f\0\0\1", port, payload), after, 0.0)
+    (judgement,) = Judge([a_rule()]).judge(Datagram(b"\x7f\0\0\1", port, payload), after, time.monotonic())
     assert judgement.outcome is Outcome.ACCEPTED
 
 
@@ -69,8 +69,8 @@ def test_a_knock_of_the_old_form_is_for_rules_that_say_so(receiver: socket.socke
     address, port = receiver.getsockname()[:2]
     send_knock(find_addresses(address)[0], KEY, TAG, port=port, old=True)
     datagram = Datagram(b"\x7f\0\0\1", port, receiver.recv(1000))
-    assert not Judge([a_rule()]).judge(datagram, int(time.time()), 0.0)
-    assert Judge([a_rule(old=True)]).judge(datagram, int(time.time()), 0.0)
+    assert not Judge([a_rule()]).judge(datagram, int(time.time()), time.monotonic())
+    assert Judge([a_rule(old=True)]).judge(datagram, int(time.time()), time.monotonic())
 
 
 def test_a_name_is_looked_up_and_its_addresses_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
 
 def is_accepted(payload: bytes, port: int, tag: str = "PKD0") -> bool:
     rule = Rule("ssh", (TimedKey(parse_key(KEY)),), parse_tag(tag), (PortRange(22, 22),), (Protocol.TCP,))
-    judgements = Judge([rule]).judge(Datagram(b"\x7f\0\0\1", port, payload), int(time.time()), 0.0)
+    judgements = Judge([rule]).judge(Datagram(b"\x7f\0\0\1", port, payload), int(time.time()), time.monotonic())
     return [judgement.outcome for judgement in judgements] == [Outcome.ACCEPTED]
 
 

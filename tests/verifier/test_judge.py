@@ -157,6 +157,46 @@ def test_the_clock(skew: int | None, offset: int, outcome: Outcome) -> None:
     assert shown == offset
 
 
+@pytest.mark.parametrize(
+    ("stamp", "skew", "outcome"),
+    [
+        (-4, 60, CUT_OFF),
+        (-3, 60, CUT_OFF),
+        (-2, 60, ACCEPTED),
+        (0, 60, ACCEPTED),
+        (60, 60, ACCEPTED),
+        (-4, None, ACCEPTED),
+    ],
+)
+def test_what_was_stamped_before_the_boot_is_refused(stamp: int, skew: int | None, outcome: Outcome) -> None:
+    rule = a_rule(skew=skew)
+    judge = Judge([rule])
+    assert outcomes(judge, knock(rule, WALL + stamp), now=5.0) == {"ssh": outcome}
+    # Whoever saw it on its way gets nothing for it, either.
+    assert outcomes(judge, knock(rule, WALL + stamp), now=500.0) == {"ssh": REPLAYED}
+
+
+@given(
+    crash=st.floats(WALL, WALL + 5),
+    ahead=st.integers(-70, 70),
+    skew=st.integers(1, 70) | st.none(),
+    off=st.floats(0, 10),
+    since_boot=st.floats(0, 200),
+)
+def test_what_a_power_failure_may_take_along_opens_nothing_afterwards(
+    crash: float, ahead: int, skew: int | None, off: float, since_boot: float
+) -> None:
+    rule = a_rule(skew=skew)
+    before = Judge([rule])
+    outcome = outcomes(before, knock(rule, int(crash) + ahead), int(crash))["ssh"]
+    lost = before.memory.changes()
+    assert len(lost.seen) == 1
+    if outcome is ACCEPTED and not lost.at_once:
+        again = outcomes(Judge([rule]), knock(rule, int(crash) + ahead), int(crash + off + since_boot), since_boot)
+        assert again["ssh"] in (CUT_OFF, CLOCK_OFF)
+    assert lost.at_once == (skew is None or ahead > 1)
+
+
 def test_the_rate() -> None:
     judge = Judge([a_rule()])
     found = [outcomes(judge, knock(number=n), now=NOW + n)["ssh"] for n in range(6)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -90,6 +91,60 @@ def test_a_long_log_starts_over(tmp_path: Path) -> None:
     assert len(after.load()[KEY]) == 1500
     for one in (store, after):
         one.close()
+
+
+def test_what_was_flushed_does_not_stay_in_the_log_for_ever(tmp_path: Path) -> None:
+    store = ReplayStore(tmp_path / "state")
+    for number in range(500):
+        store.save(seen(number))
+        store.flush()
+    (tmp_path / "without").mkdir()
+    shutil.copy(tmp_path / "state" / FILE_NAME, tmp_path / "without")
+    without_log = ReplayStore(tmp_path / "without")
+    assert len(without_log.load()[KEY]) == 500
+    for one in (store, without_log):
+        one.close()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was written through to the disk; "broken" in it breaks the disk."""
+    done: list[str] = []
+
+    def fdatasync(_: int) -> None:
+        if "broken" in done:
+            raise OSError(errno.EIO, "I/O error")
+        done.append("flushed")
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    return done
+
+
+def test_only_what_must_not_wait_is_written_through_at_once(tmp_path: Path, disk: list[str]) -> None:
+    store = ReplayStore(tmp_path)
+    store.flush()
+    store.save(seen(1))
+    assert disk == []
+    store.flush()
+    store.flush()
+    assert disk == ["flushed"]
+    store.save(seen(2)._replace(at_once=True))
+    store.flush()
+    assert disk == ["flushed"] * 2
+    store.close()
+
+
+def test_a_disk_that_breaks_is_said_and_tried_again(tmp_path: Path, disk: list[str]) -> None:
+    store = ReplayStore(tmp_path)
+    disk.append("broken")
+    for number in (1, 2):
+        with pytest.raises(StateError, match=r"cannot be written through: .*I/O error"):
+            store.save(seen(number)._replace(at_once=True))
+    disk.clear()
+    store.flush()
+    assert disk == ["flushed"]
+    assert len(store.load()[KEY]) == 2
+    store.close()
 
 
 def test_a_small_disk_is_left_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

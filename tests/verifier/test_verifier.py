@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfpkd.errors import KernelError
+from nfpkd.errors import KernelError, StateError
 from nfpkd.firewall.doors import Door, Mode
 from nfpkd.firewall.firewall import Firewall
 from nfpkd.firewall.ruleset import Options, delete_grants
@@ -32,6 +32,7 @@ from nfpkd.rules.model import (
     TimedKey,
 )
 from nfpkd.verifier import verifier as verifier_module
+from nfpkd.verifier.replay import Changes
 from nfpkd.verifier.verifier import Opened, Verifier
 from support.fake_kernel import FakeKernel
 
@@ -323,6 +324,60 @@ def test_a_replay_and_a_wrong_clock_are_said(bench: Bench, events: Events) -> No
         bench.verifier.handle(a_packet(V6, payload), 1)
     bench.verifier.settle()
     assert [fields["reason"] for event, fields in events() if event == "knock_refused"] == ["replayed", "clock_off"]
+
+
+class Disk:
+    """A store that notes how many grants there were at each step; "broken" in it breaks it."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.steps: list[tuple[str, int]] = []
+        self.urgent: list[bool] = []
+        self.broken = ""
+
+    def save(self, changes: Changes) -> None:
+        self.urgent.append(changes.at_once)
+        self._do("save")
+
+    def flush(self) -> None:
+        self._do("flush")
+
+    def _do(self, step: str) -> None:
+        if step == self.broken:
+            raise StateError("the disk is gone", "bring it back")
+        self.steps.append((step, len(self._bench.grants)))
+
+
+def test_a_knock_is_kept_before_it_opens_and_written_through_before_it_is_told(bench: Bench, events: Events) -> None:
+    disk = Disk(bench)
+    bench.when_told = lambda: disk.steps.append(("told", len(events())))
+    verifier = bench.verifier = Verifier(bench.firewall, Options(), [bench], store=disk)
+    verifier.enforce((a_rule(),))
+    assert not bench.knock()
+    verifier.settle()
+    assert disk.steps == [("save", 0), ("flush", 1), ("told", 1)]
+    assert disk.urgent == [False]
+
+
+def test_a_knock_that_would_be_good_after_a_reboot_does_not_wait(bench: Bench) -> None:
+    disk = Disk(bench)
+    verifier = bench.verifier = Verifier(bench.firewall, Options(), [bench], store=disk)
+    verifier.enforce((a_rule(), a_rule("any-clock", "any", skew=None)))
+    for key, ahead in (("k", 0), ("k", 5), ("any", 0)):
+        payload = encode_knock(a_key(key).secret.reveal(), b"PKD0", KNOCK_PORT, WALL + ahead, bytes(12))
+        assert not verifier.handle(a_packet(V4, payload), 1)
+        verifier.settle()
+    assert disk.urgent == [False, True, True]
+
+
+def test_a_disk_that_does_not_write_through_is_told(bench: Bench, events: Events) -> None:
+    disk = Disk(bench)
+    disk.broken = "flush"
+    verifier = bench.verifier = Verifier(bench.firewall, Options(), [bench], store=disk)
+    verifier.enforce((a_rule(),))
+    bench.open()
+    assert [event for event, _ in events()] == ["not_kept", "knock_accepted"]
+    assert len(bench.grants) == 1
 
 
 def test_listeners_are_told_once_the_door_is_open(bench: Bench) -> None:
