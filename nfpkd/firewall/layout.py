@@ -55,9 +55,10 @@ DATA_CHAINS = (TAGS, VERIFY, TRUSTED, INTERFACES, DOORS)
 KNOCKING_TIMEOUT = 1
 # Only key holders make grants.  A full set refuses further ones, loudly; those it holds stay.
 MAX_GRANTS = 1_000_000
-# Knock-shaped packets may come from forged sources.  A full set costs the
-# hold, so that a first packet may come too early, and nothing else.
-MAX_KNOCKING = 65_536
+# Knock-shaped packets may come from forged sources.  A full set costs the hold, so that a first
+# packet may come too early, and nothing else.  The kernel collects what has timed out once a second: this is
+# room for 100,000 forged sources a second, which take some 80 MiB, as much as connection tracking would give them.
+MAX_KNOCKING = 262_144
 # The same for the limit: sources that find no room are not limited.
 MAX_FLOODING = 65_536
 # By then a source has its whole burst again, remembered or not.
