@@ -12,11 +12,11 @@ from pathlib import Path
 
 from nfpkd.errors import KernelError, RulesError, StateError
 from nfpkd.firewall.firewall import Firewall
-from nfpkd.firewall.last_good import LastGood
 from nfpkd.firewall.layout import TABLE
 from nfpkd.firewall.monitor import TableMonitor
 from nfpkd.firewall.ruleset import Options
-from nfpkd.instance import InstanceLock
+from nfpkd.instance import InstanceLock, Report
+from nfpkd.last_good import LastGood, fall_back, log_refused
 from nfpkd.logs import log_event
 from nfpkd.notify import Notifier
 from nfpkd.privileges import find_group, give_up_privileges
@@ -47,14 +47,16 @@ RESCAN_SECONDS = 10.0
 class Settings:
     """How to run.
 
-    *state_dir* is where replays and the last good guard are remembered, None for nowhere; *keep*
-    leaves the guard in place at the end; *user* is who to become; *trigger_socket* is where a helper for
-    commands is, None to start one; *log_level* and *log_format* are for that one.
+    *state_dir* is where replays are remembered, None for nowhere, and with *last_good* the rules in force,
+    to begin with where those of the day are refused; *keep* leaves the guard in place at the end; *user* is
+    who to become; *trigger_socket* is where a helper for commands is, None to start one; *log_level* and
+    *log_format* are for that one.
     """
 
     actions: Path
     options: Options
     state_dir: Path | None
+    last_good: bool = False
     keep: bool = False
     user: str = ""
     trigger_socket: Path | None = None
@@ -74,6 +76,11 @@ class Daemon:
         self._windows = Windows(self._run_command)
         self._helper: Helper | None = None
         self._distrusts_before: int | None = None
+        self._kept: LastGood | None = None
+        if settings.last_good and settings.state_dir is not None:
+            self._kept = LastGood(settings.state_dir, settings.actions)
+        # What is in force was good, and is not what the files say.
+        self._is_stale = False
         self._dirty = asyncio.Event()
         # None stands for "look again, whatever the stamps say".
         self._stamps: Stamps | None = None
@@ -82,13 +89,13 @@ class Daemon:
         """Guard until SIGTERM or SIGINT; raises RulesError or KernelError if it cannot begin."""
         settings = self._settings
         with contextlib.ExitStack() as stack:
-            lock = InstanceLock()
+            self._lock = lock = InstanceLock()
             stack.callback(lock.release)
             self._helper = self._start_helper(stack)
             schema.prepare()
             give_up_privileges(settings.user)
             self._stamps = stamp_files(settings.actions)
-            loaded = self._loader.load()
+            loaded = self._load()
             self._verifier = self._make_verifier(stack)
             queue = PacketQueue(settings.options.queue, self._verifier.handle)
             stack.callback(queue.close)
@@ -96,11 +103,10 @@ class Daemon:
             stack.callback(monitor.close)
             monitor.learn_own_pid(self._firewall.leave_mark)
             # What refuses to begin leaves a guard of before as it is.
-            self._enforce(loaded)
+            self._begin(loaded)
             loop = asyncio.get_running_loop()
-            loop.add_reader(lock.fileno(), lock.dismiss)
+            loop.add_reader(lock.fileno(), lock.answer)
             stack.callback(loop.remove_reader, lock.fileno())
-            self._keep_as_good(loaded.rules)
             await self._serve(queue, monitor)
             # Only who is asked to stop takes the guard away: a fault of ours must not open anything.
             self._end(queue)
@@ -137,6 +143,30 @@ class Daemon:
             log_event(logging.WARNING, "memory_lost", text)
         return Verifier(self._firewall, settings.options, [self._windows], store=store, memory=memory)
 
+    def _load(self) -> Loaded:
+        """Return the rules to begin with; raises RulesError."""
+        try:
+            return self._loader.load()
+        except RulesError as error:
+            return self._fall_back(error)
+
+    def _begin(self, loaded: Loaded) -> None:
+        """Enforce *loaded*, or what was good last; raises KernelError."""
+        try:
+            self._enforce(loaded)
+        except KernelError as error:
+            self._enforce(self._fall_back(error))
+        if not self._is_stale:
+            self._keep_as_good(loaded)
+
+    def _fall_back(self, error: RulesError | KernelError) -> Loaded:
+        """Return the rules that were good last, in place of those with *error*, which is raised if there are none."""
+        if self._kept is None or self._is_stale:
+            raise error
+        loaded = fall_back(self._kept, error)
+        self._is_stale = True
+        return loaded
+
     def _enforce(self, loaded: Loaded) -> None:
         """Guard and judge by what was loaded; raises KernelError, and then everything is as before."""
         self._verifier.enforce(loaded.rules)
@@ -147,12 +177,12 @@ class Daemon:
         if self._helper is not None:
             self._helper.reload()
 
-    def _keep_as_good(self, rules: tuple[Rule, ...]) -> None:
-        """Have `nfpkd apply --last-good` find what is enforced now."""
-        if self._settings.state_dir is None:
+    def _keep_as_good(self, loaded: Loaded) -> None:
+        """Have the next start find what is enforced now."""
+        if self._kept is None:
             return
         try:
-            LastGood(self._settings.state_dir).save(rules, self._settings.options)
+            self._kept.save(loaded, self._settings.options)
         except StateError as error:
             log_event(logging.ERROR, "not_kept", str(error))
 
@@ -188,7 +218,8 @@ class Daemon:
             actions=self._settings.actions,
             queue=self._settings.options.queue,
         )
-        self._notifier.ready(self._describe())
+        text = "the rule files are refused; the last good rules are in force: " if self._is_stale else ""
+        self._report(f"{text}{self._describe()}")
         try:
             waiting = asyncio.create_task(stop.wait())
             # The others only ever end by an error, which must not go unseen.
@@ -212,6 +243,11 @@ class Daemon:
     def _describe(self) -> str:
         number = len(self._verifier.rules)
         return f"guarding by {number} {'rule' if number == 1 else 'rules'}"
+
+    def _report(self, status: str) -> None:
+        """Tell the service manager, and `nfpkd status`, that what was begun is done, and how things are."""
+        self._notifier.ready(status)
+        self._lock.report(Report(status, self._is_stale))
 
     def _drain(self, queue: PacketQueue) -> None:
         queue.drain()
@@ -256,7 +292,9 @@ class Daemon:
 
     async def _reload(self) -> None:
         """Enforce what the files say now; whatever is wrong with them leaves everything as it was."""
-        before = self._verifier.rules
+        before, was_stale = self._verifier.rules, self._is_stale
+        # Until they are in force.
+        self._is_stale = True
         self._notifier.reloading()
         status = f"the last reload failed; {self._describe()} from before"
         try:
@@ -264,8 +302,7 @@ class Daemon:
             loaded = await asyncio.to_thread(self._loader.load)
             self._enforce(loaded)
         except RulesError as error:
-            for problem in error.problems:
-                log_event(logging.ERROR, "rules_refused", str(problem))
+            log_refused(error)
             text = "the rule files have errors; the rules of before stay in force"
             log_event(logging.ERROR, "reload_failed", text, errors=len(error.problems))
         except KernelError as error:
@@ -275,11 +312,12 @@ class Daemon:
             _log.exception("a fault of nfpkd's own; the rules of before stay in force")
         else:
             status = self._describe()
+            self._is_stale = False
             _log_changes(before, loaded.rules)
-            if loaded.rules != before:
+            if loaded.rules != before or was_stale:
                 # Writing through to a disk takes its time, too.
-                await asyncio.to_thread(self._keep_as_good, loaded.rules)
-        self._notifier.ready(status)
+                await asyncio.to_thread(self._keep_as_good, loaded)
+        self._report(status)
 
 
 def _log_changes(before: tuple[Rule, ...], after: tuple[Rule, ...]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from nfpkd.firewall.state import Grant, State
+from nfpkd.instance import Report
 from nfpkd.verifier.listeners import Listener
 
 # Those of the table, by the names that they have there.
@@ -37,12 +38,15 @@ class _Metric(NamedTuple):
             yield f"{self.name}{{{pairs}}} {value}" if pairs else f"{self.name} {value}"
 
 
-def render_prometheus(state: State | None, listeners: Mapping[int, Listener]) -> str:
-    """Return *state*, None without a table, as metrics; *listeners* are the packet queues in use."""
-    return "\n".join(line for metric in _metrics(state, listeners) for line in metric.lines())
+def render_prometheus(state: State | None, listeners: Mapping[int, Listener], report: Report | None = None) -> str:
+    """Return *state*, None without a table, as metrics.
+
+    *listeners* are the packet queues in use, *report* is what `nfpkd run` says of itself.
+    """
+    return "\n".join(line for metric in _metrics(state, listeners, report) for line in metric.lines())
 
 
-def _metrics(state: State | None, listeners: Mapping[int, Listener]) -> Iterator[_Metric]:
+def _metrics(state: State | None, listeners: Mapping[int, Listener], report: Report | None) -> Iterator[_Metric]:
     listener = None if state is None or state.queue is None else listeners.get(state.queue)
     yield _gauge("nfpkd_up", "Whether a verifier judges knocks: 1 or 0.", listener is not None)
     yield _gauge("nfpkd_table_present", "Whether nfpkd's table guards this host: 1 or 0.", state is not None)
@@ -76,6 +80,9 @@ def _metrics(state: State | None, listeners: Mapping[int, Listener]) -> Iterator
             for unit, value in state.counters[name]._asdict().items():
                 what = "Packets" if unit == "packets" else "Bytes in packets"
                 yield _Metric(f"nfpkd_{label}_{unit}_total", "counter", f"{what} {text}.", [({}, value)])
+    if listener is not None and report is not None:
+        text = "Whether the rules in force are of before, because the rule files are refused: 1 or 0."
+        yield _gauge("nfpkd_rules_stale", text, report.stale)
     if listener is not None:
         text = "Packets in the verifier's queue that have no verdict yet."
         yield _gauge("nfpkd_queue_waiting_packets", text, listener.waiting)

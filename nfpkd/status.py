@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from nfpkd.firewall.doors import Mode
 from nfpkd.firewall.ruleset import Ruleset
 from nfpkd.firewall.state import Grant, State, family_of
+from nfpkd.instance import Report
 from nfpkd.rules.model import PortRange, Protocol, Reject, Service
 from nfpkd.text import Paint, Role, align, plain
 from nfpkd.verifier.listeners import Listener
@@ -27,11 +28,13 @@ _NOTES = {Mode.PLAIN: "", Mode.EXTEND: "renewed by traffic", Mode.ONCE: "one con
 _SAME_END = 2
 
 
-def render_text(state: State | None, listeners: Mapping[int, Listener], paint: Paint = plain) -> str:
-    """Return *state* for people; *listeners* are the packet queues in use."""
+def render_text(
+    state: State | None, listeners: Mapping[int, Listener], report: Report | None = None, paint: Paint = plain
+) -> str:
+    """Return *state* for people; *listeners* are the packet queues in use, *report* is what `nfpkd run` says."""
     if state is None:
         return paint(Role.WARNING, "nfpkd guards nothing here: there is no table inet nfpkd")
-    return "\n".join(_lines(state, listeners, paint))
+    return "\n".join(_lines(state, listeners, report, paint))
 
 
 def render_changes(held: State | None, wanted: Ruleset, paint: Paint = plain) -> list[str]:
@@ -45,8 +48,11 @@ def render_changes(held: State | None, wanted: Ruleset, paint: Paint = plain) ->
     return [paint(Role.NEW if line.startswith("+") else Role.GONE, line) for line in lines]
 
 
-def _lines(state: State, listeners: Mapping[int, Listener], paint: Paint) -> Iterator[str]:
+def _lines(state: State, listeners: Mapping[int, Listener], report: Report | None, paint: Paint) -> Iterator[str]:
     yield _describe_verifier(state, listeners, paint)
+    # Without a verifier, it may be anybody's.
+    if report is not None and report.stale and state.queue in listeners:
+        yield paint(Role.WARNING, f"rules: {report.status}; `nfpkd check` says what is wrong")
     if not state.intact:
         text = "the table is not as this version of nfpkd makes it; `nfpkd apply` will make it anew"
         yield paint(Role.WARNING, text)
@@ -172,7 +178,7 @@ def _prefix(grant: Grant) -> int:
     return grant.door.prefix if grant.door else 32 if family_of(grant.source) == 4 else 128
 
 
-def render_json(state: State | None, listeners: Mapping[int, Listener]) -> str:
+def render_json(state: State | None, listeners: Mapping[int, Listener], report: Report | None = None) -> str:
     """Return *state* for programs; null without a table."""
     if state is None:
         return json.dumps(None)
@@ -183,6 +189,7 @@ def render_json(state: State | None, listeners: Mapping[int, Listener]) -> str:
             "queue": state.queue,
             "queue_target": state.queue_target,
             "verifier": None if listener is None else listener._asdict(),
+            "rules": None if listener is None or report is None else report._asdict(),
             "source_limit": state.source_limit,
             "guarded": [
                 {**_service_fields(service), "reject": _reject(state, service).value, "comment": comment}

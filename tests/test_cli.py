@@ -177,7 +177,7 @@ def test_rules_that_the_kernel_refuses_at_boot_leave_the_last_good_guard(
 def test_what_failed_is_never_kept(actions: Path, firewall: Firewall, boot: Callable[[], Result]) -> None:
     write(actions, SSH)
     boot()
-    kept = actions.with_name("state") / "guard.json"
+    kept = actions.with_name("state") / "last-good.json"
     before = kept.read_bytes()
     (actions / "rules.json").write_text("[{]")
     result = boot()
@@ -192,7 +192,10 @@ def test_what_failed_is_never_kept(actions: Path, firewall: Firewall, boot: Call
     [
         (None, "nothing is guarded, and no last good guard is in "),
         ("[", "neither is the last good guard: "),
-        ('{"nftables": [{"delete": {"table": {"family": "inet", "name": "x"}}}]}', "neither is the last good guard: "),
+        (
+            '{"directory": "/", "texts": [], "guard": [{"delete": {"table": {"family": "inet", "name": "x"}}}]}',
+            "neither is the last good guard: ",
+        ),
     ],
 )
 def test_a_boot_with_nothing_good_says_so(
@@ -201,7 +204,7 @@ def test_a_boot_with_nothing_good_says_so(
     (actions / "rules.json").write_text("[{]")
     if kept is not None:
         actions.with_name("state").mkdir()
-        (actions.with_name("state") / "guard.json").write_text(kept)
+        (actions.with_name("state") / "last-good.json").write_text(kept)
     result = boot()
     assert result.exit_code == 1
     assert said in result.stderr
@@ -212,8 +215,9 @@ def test_a_boot_with_nothing_good_says_so(
     ("options", "said"),
     [(["--confirm", "5"], "contradict each other"), (["--state-dir", "none"], "takes a --state-dir")],
 )
-def test_what_the_last_good_guard_does_not_go_with(actions: Path, options: list[str], said: str) -> None:
-    result = invoke("apply", "--last-good", "--actions", str(actions), *options)
+@pytest.mark.parametrize("command", ["apply", "run"])
+def test_what_the_last_good_does_not_go_with(actions: Path, command: str, options: list[str], said: str) -> None:
+    result = invoke(command, "--last-good", "--actions", str(actions), *options)
     assert result.exit_code == 2
     assert said in result.stderr
 

@@ -66,7 +66,7 @@ LAYERS = [
         "firewall.compat",
         "firewall.elements",
         "firewall.kernel",
-        "firewall.last_good",
+        "last_good",
         "firewall.monitor",
         "firewall.outline",
         "firewall.sessions",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from nfpkd import instance
 from nfpkd.errors import KernelError
-from nfpkd.instance import InstanceLock, find_instance
+from nfpkd.instance import InstanceLock, Report, find_instance, find_report, parse_report_untrusted
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def test_whoever_asks_is_answered_at_once() -> None:
 def test_the_answer_is_the_same_however_often_it_is_asked_for(lock: InstanceLock) -> None:
     for _ in range(500):
         assert find_instance() == os.getpid()
-        lock.dismiss()
+        lock.answer()
 
 
 def test_those_who_stay_are_in_nobodys_way(lock: InstanceLock, name: str) -> None:
@@ -62,8 +63,42 @@ def test_those_who_stay_are_in_nobodys_way(lock: InstanceLock, name: str) -> Non
             others.append(sock)
             sock.connect(name)
             if len(others) % 50 == 0:
-                lock.dismiss()
+                lock.answer()
         assert find_instance() == os.getpid()
     finally:
         for sock in others:
             sock.close()
+
+
+def ask(lock: InstanceLock) -> Report | None:
+    """Ask while *lock* is served, as the daemon's event loop does it."""
+    found: list[Report | None] = []
+    asking = threading.Thread(target=lambda: found.append(find_report()))
+    asking.start()
+    while asking.is_alive():
+        lock.answer()
+        asking.join(0.01)
+    return found[0]
+
+
+def test_whoever_asks_is_told_how_things_are_now(lock: InstanceLock) -> None:
+    assert ask(lock) is None
+    for report in (Report("guarding by 1 rule"), Report("the last reload failed", stale=True)):
+        lock.report(report)
+        assert ask(lock) == report
+
+
+def test_nobody_says_nothing() -> None:
+    assert find_report() is None
+
+
+@pytest.mark.usefixtures("lock")
+def test_who_does_not_answer_is_not_waited_for_long() -> None:
+    assert find_report() is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x", b"5", b"[]", b'["x"]', b'["x", 1]', b"[5, true]", b'["\\u001b[2J", true]', b"[" * 1000, b"\xff"]
+)
+def test_what_is_no_report_says_nothing(data: bytes) -> None:
+    assert parse_report_untrusted(data) is None

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from nfpkd.firewall.doors import Door
 from nfpkd.firewall.state import Grant, Place, Session, State, Traffic
+from nfpkd.instance import Report
 from nfpkd.metrics import render_prometheus
 from nfpkd.rules.model import Protocol, Service
 from nfpkd.verifier.listeners import Listener
 
 SSH, DNS = Service(Protocol.TCP, 22), Service(Protocol.UDP, 53)
 LISTENERS = {7: Listener(port_id=4711, waiting=2, queue_full=3, socket_full=4)}
+REPORT = Report("the last reload failed; guarding by 3 rules from before", stale=True)
 STATE = State(
     intact=True,
     source_limit=20,
@@ -81,12 +83,12 @@ def parse(text: str) -> dict[tuple[str, Labels], int]:
 
 def flat(state: State | None, listeners: dict[int, Listener] = LISTENERS) -> dict[str, int]:
     """Return the samples by name and the values of their labels."""
-    shown = parse(render_prometheus(state, listeners))
+    shown = parse(render_prometheus(state, listeners, REPORT))
     return {" ".join([name, *sorted(value for _, value in labels)]): value for (name, labels), value in shown.items()}
 
 
 def names(state: State) -> set[str]:
-    return {name for name, _ in parse(render_prometheus(state, LISTENERS))}
+    return {name for name, _ in parse(render_prometheus(state, LISTENERS, REPORT))}
 
 
 def test_the_whole_exposition() -> None:
@@ -111,6 +113,7 @@ def test_the_whole_exposition() -> None:
         "nfpkd_admitted_bytes_total": 256,
         "nfpkd_refused_packets_total": 5,
         "nfpkd_refused_bytes_total": 320,
+        "nfpkd_rules_stale": 1,
         "nfpkd_queue_waiting_packets": 2,
         "nfpkd_queue_lost_packets_total queue": 3,
         "nfpkd_queue_lost_packets_total socket": 4,
@@ -133,7 +136,13 @@ def test_without_a_table_nothing_is_guarded() -> None:
 def test_a_verifier_on_another_queue_is_none() -> None:
     shown = flat(STATE, {8: LISTENERS[7]})
     assert shown["nfpkd_up"] == 0
-    assert not any(name.startswith("nfpkd_queue") for name in shown)
+    assert not any(name.startswith(("nfpkd_queue", "nfpkd_rules")) for name in shown)
+
+
+def test_a_verifier_that_does_not_answer_is_up() -> None:
+    shown = render_prometheus(STATE, LISTENERS)
+    assert "nfpkd_up 1" in shown
+    assert "nfpkd_rules_stale" not in shown
 
 
 def test_a_table_that_was_changed_is_told() -> None:

@@ -9,6 +9,7 @@ import pytest
 from nfpkd.firewall.doors import Door, Mode
 from nfpkd.firewall.ruleset import Options, compile_ruleset
 from nfpkd.firewall.state import Grant, Place, Session, State, Traffic
+from nfpkd.instance import Report
 from nfpkd.rules.model import PortRange, Protocol, Reject, Rule, Service, TimedKey, parse_key
 from nfpkd.status import render_changes, render_json, render_text
 from nfpkd.text import Role
@@ -270,7 +271,7 @@ def marked(role: Role, text: str) -> str:
 
 
 def test_headings_and_losses_stand_out() -> None:
-    shown = render_text(STATE, {7: LISTENER}, marked).splitlines()
+    shown = render_text(STATE, {7: LISTENER}, paint=marked).splitlines()
     assert shown[0] == "verifier: process 4711 (queue 7, by nft_queue); 2 packets waiting, <WARNING>7 lost</>"
     headings = [line for line in shown if line.startswith("<")]
     assert [line.removeprefix("<HEADING>").removesuffix("</>") for line in headings] == [
@@ -286,12 +287,27 @@ def test_headings_and_losses_stand_out() -> None:
     [(None, Role.WARNING), (EMPTY, Role.ERROR), (replace(EMPTY, queue=8), Role.ERROR)],
 )
 def test_what_keeps_everybody_out_stands_out(state: State | None, role: Role) -> None:
-    assert render_text(state, {}, marked).startswith(f"<{role.name}>")
+    assert render_text(state, {}, paint=marked).startswith(f"<{role.name}>")
+
+
+def test_rules_that_are_not_those_of_the_files_stand_out() -> None:
+    report = Report("the last reload failed; guarding by 3 rules from before", stale=True)
+    assert render_text(STATE, {7: LISTENER}, report, marked).splitlines()[1] == (
+        f"<WARNING>rules: {report.status}; `nfpkd check` says what is wrong</>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("listeners", "report"),
+    [({7: LISTENER}, Report("guarding by 3 rules")), ({}, Report("whatever anybody says", stale=True))],
+)
+def test_other_reports_are_not_worth_a_line(listeners: dict[int, Listener], report: Report) -> None:
+    assert render_text(STATE, listeners, report) == render_text(STATE, listeners)
 
 
 def test_a_verifier_that_lost_nothing_does_not() -> None:
     quiet = LISTENER._replace(queue_full=0, socket_full=0)
-    assert render_text(STATE, {7: quiet}, marked).splitlines()[0].endswith("2 packets waiting, 0 lost")
+    assert render_text(STATE, {7: quiet}, paint=marked).splitlines()[0].endswith("2 packets waiting, 0 lost")
 
 
 def test_counters_are_aligned_as_numbers_are() -> None:
@@ -323,12 +339,13 @@ def test_no_table_is_null() -> None:
 
 
 def test_the_whole_json() -> None:
-    assert json.loads(render_json(STATE, {7: LISTENER})) == {
+    assert json.loads(render_json(STATE, {7: LISTENER}, Report("guarding by 3 rules"))) == {
         "intact": True,
         "queue": 7,
         "queue_target": "nft_queue",
         "source_limit": 20,
         "verifier": {"port_id": 4711, "waiting": 2, "queue_full": 3, "socket_full": 4},
+        "rules": {"status": "guarding by 3 rules", "stale": False},
         "guarded": [
             {"protocol": "tcp", "port": 22, "reject": "reset", "comment": "ssh: the door"},
             {"protocol": "udp", "port": 53, "reject": "drop", "comment": "names"},
@@ -371,4 +388,10 @@ def test_the_whole_json() -> None:
 
 @pytest.mark.parametrize("state", [STATE, EMPTY])
 def test_json_without_a_verifier(state: State) -> None:
-    assert json.loads(render_json(state, {}))["verifier"] is None
+    shown = json.loads(render_json(state, {}, Report("whatever anybody says", stale=True)))
+    assert shown["verifier"] is None
+    assert shown["rules"] is None
+
+
+def test_json_without_a_report() -> None:
+    assert json.loads(render_json(STATE, {7: LISTENER}))["rules"] is None

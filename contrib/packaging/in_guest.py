@@ -331,17 +331,28 @@ def first_boot() -> None:
 
 def second_boot() -> None:
     """The rules have an error since before the boot."""
-    # Each time that nfpkd.service tries again, the guard does, too.
     wait_for("the guard's failure", lambda: show("nfpkd-guard.service", "ActiveState") == "failed")
-    said = "the last good guard, from /var/lib/nfpkd/guard.json, is in force"
-    expect("a boot with broken rules is said", said in journal())
+    said = "the last good guard, from /var/lib/nfpkd/last-good.json, is in force"
+    expect("a boot with broken rules is said", said in journal("--unit=nfpkd-guard.service"))
     expect("... and guards what was guarded last", is_open(PORT, STRANGER) or is_open(LATER, STRANGER), False)
     expect("... and nothing else", is_open(UNGUARDED, STRANGER))
-    write_rules(DOOR, TOUCH, START)
-    wait_for("it to try again", lambda: show("nfpkd.service", "ActiveState") == "active")
-    expect("mended rules are in force by themselves", is_open(LATER, STRANGER))
+    wait_for("nfpkd.service to judge", lambda: show("nfpkd.service", "ActiveState") == "active")
+    told = "the rule files are refused; the last good rules are in force: guarding by 3 rules"
+    expect("... by the last good rules", show("nfpkd.service", "StatusText"), told)
+    expect("... which status tells root", told in run("nfpkd", "status"))
+    faults = journal("--unit=nfpkd.service", "NFPKD_EVENT=rules_refused")
+    expect("... and the log, with the place", f"{RULES}:1:3: not valid JSON" in faults)
     knock("DOOR")
-    expect("a knock opens", is_open(PORT, CLIENT))
+    expect("a knock opens all the same", is_open(PORT, CLIENT) and is_open(LATER, CLIENT))
+    expect("... to nobody else", is_open(PORT, STRANGER), False)
+    kept = Path("/var/lib/nfpkd/last-good.json")
+    expect("what is kept is the service's alone", (kept.owner(), oct(kept.stat().st_mode)), ("nfpkd", "0o100600"))
+    write_rules(DOOR, TOUCH, START)
+    wait_for("the mended rules", lambda: show("nfpkd.service", "StatusText") == "guarding by 3 rules")
+    expect("mended rules are in force by themselves", is_open(LATER, STRANGER))
+    expect("... and keep who is in", is_open(PORT, CLIENT))
+    run("systemctl", "start", "nfpkd-guard.service")
+    expect("the guard's failure can be cleared", show("nfpkd-guard.service", "ActiveState"), "active")
     check_denials()
     run("dpkg", "--remove", "nfpkd")
     expect("removed, it leaves no guard", is_open(PORT, STRANGER) and not is_guarding())

@@ -31,8 +31,8 @@ from nfpkd.errors import KernelError, NfpkdError, RulesError
 from nfpkd.text import Role
 
 if TYPE_CHECKING:
-    from nfpkd.firewall.last_good import LastGood
     from nfpkd.firewall.ruleset import Options
+    from nfpkd.last_good import LastGood
     from nfpkd.rules.model import Rule
 
 confirm_option = click.option(
@@ -54,7 +54,8 @@ confirm_option = click.option(
 @click.option(
     "--last-good",
     is_flag=True,
-    help="Keep what was applied in the state directory; where nothing is guarded and this fails, apply what was kept.",
+    help="Keep what was applied, keys and all, in the state directory; where nothing is guarded and this fails, apply"
+    " what was kept.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the nft JSON that would be sent, and change nothing.")
 def apply(
@@ -73,26 +74,25 @@ def apply(
     Prints what changes for ports (+ newly guarded so, - no longer) and for whoever is let in. Knocks are judged by
     `nfpkd run`; grants stay as long as their rules do.
     """
-    from nfpkd.firewall.last_good import LastGood
     from nfpkd.firewall.ruleset import Options
+    from nfpkd.last_good import LastGood
 
-    if last_good and confirm is not None:
-        raise click.UsageError("--last-good and --confirm contradict each other")
-    if last_good and str(state_dir) == "none":
-        raise click.UsageError("--last-good takes a --state-dir")
+    if last_good:
+        _check_last_good(state_dir, confirm)
+    kept = LastGood(state_dir, actions) if last_good and not dry_run else None
     options = Options(queue, _check_interfaces(trusted), source_limit)
     try:
-        rules = load(actions, strict_modes).rules
+        loaded = load(actions, strict_modes)
         if dry_run:
-            _print_plan(actions, rules, options)
+            _print_plan(actions, loaded.rules, options)
             return
-        _apply(actions, rules, options, confirm)
+        _apply(actions, loaded.rules, options, confirm)
     except (RulesError, KernelError):
-        if last_good and not dry_run:
-            _fall_back(LastGood(state_dir))
+        if kept is not None:
+            _fall_back(kept)
         raise
-    if last_good:
-        LastGood(state_dir).save(rules, options)
+    if kept is not None:
+        kept.save(loaded, options)
 
 
 def _apply(actions: Path, rules: tuple[Rule, ...], options: Options, confirm: int | None) -> None:
@@ -128,7 +128,7 @@ def _fall_back(kept: LastGood) -> None:
         firewall = open_firewall()
         if firewall.read_state() is not None:
             text = "the rules are not applied; what was guarded before stays guarded"
-        elif (transaction := kept.load()) is None:
+        elif (transaction := kept.load_guard()) is None:
             text = f"the rules are not applied, nothing is guarded, and no last good guard is in {kept.path}"
         else:
             firewall.make_again(transaction)
@@ -173,6 +173,12 @@ def _fall_back(kept: LastGood) -> None:
     help="What becomes of the guard on SIGTERM and SIGINT; keep is for restarts without a gap.",
 )
 @click.option(
+    "--last-good",
+    is_flag=True,
+    help="Keep the rules in force, keys and all, in the state directory; where this cannot begin with the rule files,"
+    " go on with what was kept until they are corrected.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["auto", "text", "json", "journal"]),
     default="auto",
@@ -195,6 +201,7 @@ def run(
     user: str,
     trigger_socket: Path | None,
     on_exit: str,
+    last_good: bool,
     log_format: str,
     verbose: bool,
     quiet: bool,
@@ -213,12 +220,15 @@ def run(
 
     if verbose and quiet:
         raise click.UsageError("--verbose and --quiet contradict each other")
+    if last_good:
+        _check_last_good(state_dir, confirm)
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     set_up_logging(level, log_format)
     settings = Settings(
         actions,
         Options(queue, _check_interfaces(trusted), source_limit),
         None if str(state_dir) == "none" else state_dir,
+        last_good=last_good,
         keep=on_exit == "keep",
         user=user,
         trigger_socket=trigger_socket,
@@ -268,6 +278,7 @@ def status(form: str, watch: bool) -> None:
     """Show what is guarded, who is let in and for how long, and the counters, as the kernel has them."""
     import time
 
+    from nfpkd.instance import find_report
     from nfpkd.metrics import render_prometheus
     from nfpkd.status import render_json, render_text
     from nfpkd.verifier.listeners import find_queue_listeners
@@ -275,12 +286,12 @@ def status(form: str, watch: bool) -> None:
     firewall = open_firewall()
 
     def render() -> str:
-        state, listeners = firewall.read_state(), find_queue_listeners()
+        state, listeners, report = firewall.read_state(), find_queue_listeners(), find_report()
         if form == "json":
-            return render_json(state, listeners)
+            return render_json(state, listeners, report)
         if form == "prometheus":
-            return render_prometheus(state, listeners)
-        return render_text(state, listeners, paint)
+            return render_prometheus(state, listeners, report)
+        return render_text(state, listeners, report, paint)
 
     while True:
         shown = render()
@@ -334,6 +345,14 @@ def _print_plan(actions: Path, rules: tuple[Rule, ...], options: Options) -> Non
             err=True,
         )
     click.echo(transaction.to_json())
+
+
+def _check_last_good(state_dir: Path, confirm: int | None) -> None:
+    if confirm is not None:
+        # What is undone must not have been kept.
+        raise click.UsageError("--last-good and --confirm contradict each other")
+    if str(state_dir) == "none":
+        raise click.UsageError("--last-good takes a --state-dir")
 
 
 def _check_interfaces(names: tuple[str, ...]) -> tuple[str, ...]:

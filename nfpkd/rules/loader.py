@@ -22,11 +22,15 @@ SERVICE_GROUP = "nfpkd"
 
 
 class Loaded(NamedTuple):
-    """All rules below a directory, in the order of their files, and warnings, which stop nothing."""
+    """All rules below a directory, in the order of their files, and warnings, which stop nothing.
+
+    *texts* are the files' paths and texts.
+    """
 
     rules: tuple[Rule, ...]
     warnings: tuple[Problem, ...]
     files: int
+    texts: tuple[tuple[str, str], ...] = ()
 
 
 class FileStamp(NamedTuple):
@@ -86,7 +90,8 @@ class RuleLoader:
             raise RulesError(problems)
         if places is not None:
             places.extend(placed)
-        return Loaded(tuple(p.rule for p in placed), tuple(warnings), len(paths))
+        texts = tuple((str(path), text) for path, (text, _) in kept.items())
+        return Loaded(tuple(p.rule for p in placed), tuple(warnings), len(paths), texts)
 
 
 def load_rules(directory: Path, *, strict_modes: bool = True, places: list[PlacedRule] | None = None) -> Loaded:

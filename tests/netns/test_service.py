@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from nfpkd.demo.process import NFPKD, Followed
-from support.network import CLIENT4, SERVER4, Actions, Network, knock, listen_tcp, outcome, rule, run_options
+from support.network import SERVER4, Actions, Network, knock, listen_tcp, outcome, rule, run_options
 
 PORT = 2222
 
@@ -87,42 +87,21 @@ def test_what_cannot_begin_is_never_ready(network: Network, actions: Actions, ma
     assert not manager.was_told_anything()
 
 
-@pytest.mark.guest
-def test_a_boot_with_broken_rules_guards_what_was_guarded_last(network: Network, actions: Actions) -> None:
-    """What ran last is what counts, not what was applied at the boot before."""
-    state = str(actions.path.with_name("state"))
-    boot = ["apply", "--last-good", "--actions", str(actions.path), "--state-dir", state]
+def test_a_service_manager_hears_that_the_last_good_rules_are_in_force(
+    network: Network, actions: Actions, manager: Manager
+) -> None:
     file = actions.write("door.json", rule("door", PORT))
-    with listen_tcp(network.server, PORT), listen_tcp(network.server, 3333):
-        assert network.nfpkd(*boot).returncode == 0
-        with Followed(network.server, [*NFPKD, "run", *run_options(actions)]) as run:
-            run.wait_for("guarding")
-            actions.write("door.json", rule("door", 3333))
-            run.wait_for("changed=door")
-            knock(network.client, SERVER4, source=CLIENT4)
-            run.wait_for("knock accepted")
-            file.write_text("[{]")
-            run.wait_for("the rules of before stay in force")
-        assert outcome(network.client, SERVER4, 3333) == "open"
-        done = network.nfpkd(*boot)
-        assert done.returncode == 1
-        assert "the last good guard, from " in done.stderr
-        # Whoever had been let in has to knock again.
-        assert outcome(network.client, SERVER4, 3333, CLIENT4) == "silence"
-        assert outcome(network.client, SERVER4, PORT) == "open"
-        actions.write("door.json", rule("door", PORT))
-        assert network.nfpkd(*boot).returncode == 0
-        assert outcome(network.client, SERVER4, PORT) == "silence"
-
-
-def test_a_guard_that_cannot_be_kept_is_said_and_enforced(network: Network, actions: Actions) -> None:
-    actions.write("door.json", rule("door", PORT))
-    # What is in the way, so that nothing can be renamed to it.
-    (actions.path.with_name("state") / "guard.json" / "in").mkdir(parents=True)
-    with listen_tcp(network.server, PORT), Followed(network.server, [*NFPKD, "run", *run_options(actions)]) as run:
-        assert run.wait_for("the last good guard cannot be kept in ")[-1].startswith("error: ")
-        run.wait_for("guarding")
-        assert outcome(network.client, SERVER4, PORT) == "silence"
+    command = manager.command("--last-good", *run_options(actions))
+    with Followed(network.server, command):
+        assert manager.hear()["STATUS"] == "guarding by 1 rule"
+    assert manager.hear() == {"STOPPING": "1"}
+    file.write_text("[{]")
+    with Followed(network.server, command):
+        wanted = "the rule files are refused; the last good rules are in force: guarding by 1 rule"
+        assert manager.hear() == {"READY": "1", "STATUS": wanted}
+        actions.write("door.json", rule("door", PORT), rule("more", 3333))
+        assert manager.hear()["RELOADING"] == "1"
+        assert manager.hear() == {"READY": "1", "STATUS": "guarding by 2 rules"}
 
 
 @contextlib.contextmanager

@@ -52,7 +52,8 @@ def test_files_are_read_sorted_by_path_with_sub_directories(tmp_path: Path) -> N
         write(tmp_path / name)
     paths = sorted(tmp_path.rglob("*.json"))
     assert names(tmp_path) == [path.stem for path in paths]
-    assert load_rules(tmp_path).files == 5
+    loaded = load_rules(tmp_path)
+    assert loaded.files == len(loaded.texts) == 5
 
 
 def test_rules_keep_their_order_inside_a_file(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_rules_keep_their_order_inside_a_file(tmp_path: Path) -> None:
 
 
 def test_an_empty_directory_holds_no_rules(tmp_path: Path) -> None:
-    assert load_rules(tmp_path) == ((), (), 0)
+    assert load_rules(tmp_path) == ((), (), 0, ())
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_an_empty_directory_holds_no_rules(tmp_path: Path) -> None:
 )
 def test_other_files_are_no_rule_files(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, b"not a rule", mode=0o666)
-    assert load_rules(tmp_path) == ((), (), 0)
+    assert load_rules(tmp_path) == ((), (), 0, ())
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
