@@ -4,12 +4,16 @@ Two things stand in one file.  The texts of the rule files, by which knocks go o
 judged: they hold keys.  And the transaction that makes the guard on an empty host, which
 only the kernel has to agree to: a newer nfpkd may refuse rules that an older one took, and
 no port may be left open by that.  Nobody who was let in is kept.
+
+The first line is the SHA-256 of what follows, which is JSON: rules that a disk has
+changed must not be taken for good.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -25,7 +29,7 @@ from nfpkd.rules.build import build_rules, find_conflicts
 from nfpkd.rules.loader import Loaded
 from nfpkd.rules.positions import Document
 
-FILE_NAME = "last-good.json"
+FILE_NAME = "last-good"
 _FRESH = f"{FILE_NAME}.new"
 
 
@@ -48,12 +52,12 @@ class LastGood:
         What is there at any moment, also after a power failure, is the one or the other.
         """
         guard = transaction_to(compile_ruleset(loaded.rules, options), None)
-        kept = {"directory": self._actions, "texts": loaded.texts, "guard": guard.commands}
+        text = json.dumps({"directory": self._actions, "texts": loaded.texts, "guard": guard.commands})
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                _replace(directory, json.dumps(kept))
+                _replace(directory, f"{_digest(text.encode())}\n{text}")
             finally:
                 os.close(directory)
         except OSError as error:
@@ -90,19 +94,20 @@ class LastGood:
 
     def _load(self) -> _Kept | None:
         try:
-            kept = json.loads(self._read())
+            digest, _, data = self._read().partition(b"\n")
         except FileNotFoundError:
             return None
         except OSError as error:
             raise self._unusable(_reason(error)) from None
-        except (ValueError, RecursionError):
-            raise self._unusable("the file is damaged") from None
-        match kept:
-            case {"directory": str(directory), "texts": list(texts), "guard": list(guard)} if (
-                all(map(_is_pair, texts)) and guard and all(isinstance(command, dict) for command in guard)
-            ):
-                return _Kept(directory, tuple((path, text) for path, text in texts), Transaction(tuple(guard)))
-        raise self._unusable("the file is damaged")
+        if digest.decode(errors="replace") != _digest(data):
+            raise self._unusable("the file is damaged")
+        try:
+            kept = json.loads(data)
+            texts = tuple((str(path), str(text)) for path, text in kept["texts"])
+            return _Kept(kept["directory"], texts, Transaction(tuple(kept["guard"])))
+        except (LookupError, TypeError, ValueError):
+            # What some other version of nfpkd has written, or will.
+            raise self._unusable("this version of nfpkd does not know its format") from None
 
     def _read(self) -> bytes:
         # A FIFO would wait for a writer.
@@ -171,8 +176,8 @@ def _unlink(directory: int) -> None:
         os.unlink(_FRESH, dir_fd=directory)
 
 
-def _is_pair(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _reason(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -177,7 +178,7 @@ def test_rules_that_the_kernel_refuses_at_boot_leave_the_last_good_guard(
 def test_what_failed_is_never_kept(actions: Path, firewall: Firewall, boot: Callable[[], Result]) -> None:
     write(actions, SSH)
     boot()
-    kept = actions.with_name("state") / "last-good.json"
+    kept = actions.with_name("state") / "last-good"
     before = kept.read_bytes()
     (actions / "rules.json").write_text("[{]")
     result = boot()
@@ -187,15 +188,16 @@ def test_what_failed_is_never_kept(actions: Path, firewall: Firewall, boot: Call
     assert firewall.read_state() is not None
 
 
+OTHERS = '{"directory": "/", "texts": [], "guard": [{"delete": {"table": {"family": "inet", "name": "x"}}}]}'
+REFUSED = f"{hashlib.sha256(OTHERS.encode()).hexdigest()}\n{OTHERS}"
+
+
 @pytest.mark.parametrize(
     ("kept", "said"),
     [
         (None, "nothing is guarded, and no last good guard is in "),
-        ("[", "neither is the last good guard: "),
-        (
-            '{"directory": "/", "texts": [], "guard": [{"delete": {"table": {"family": "inet", "name": "x"}}}]}',
-            "neither is the last good guard: ",
-        ),
+        ("[", "neither is the last good guard: the last good rules, in "),
+        (REFUSED, "neither is the last good guard: no such table"),
     ],
 )
 def test_a_boot_with_nothing_good_says_so(
@@ -204,7 +206,7 @@ def test_a_boot_with_nothing_good_says_so(
     (actions / "rules.json").write_text("[{]")
     if kept is not None:
         actions.with_name("state").mkdir()
-        (actions.with_name("state") / "last-good.json").write_text(kept)
+        (actions.with_name("state") / "last-good").write_text(kept)
     result = boot()
     assert result.exit_code == 1
     assert said in result.stderr

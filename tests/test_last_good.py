@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -61,6 +62,12 @@ def load(actions: Path) -> Callable[..., Loaded]:
         return load_rules(actions)
 
     return write_and_load
+
+
+def write(kept: LastGood, text: str) -> None:
+    """Have *text* kept, as if it had been written so."""
+    kept.path.parent.mkdir(exist_ok=True)
+    kept.path.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
 def guard_again(kept: LastGood, firewall: Firewall) -> bool:
@@ -158,7 +165,7 @@ def test_what_cannot_be_written_leaves_what_was_kept(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("nfpkd.last_good.os.fsync", fail)
-    with pytest.raises(StateError, match=r"cannot be kept in .*last-good\.json: no space left on device"):
+    with pytest.raises(StateError, match=r"cannot be kept in .*last-good: no space left on device"):
         kept.save(load(WEB), OPTIONS)
     assert kept.path.read_text() == before
     assert [path.name for path in kept.path.parent.iterdir()] == [FILE_NAME]
@@ -200,39 +207,32 @@ def test_a_newer_nfpkd_that_refuses_the_rules_still_guards(
     kept: LastGood, load: Callable[..., Loaded], change: tuple[str, str], said: str
 ) -> None:
     kept.save(load(SSH, SSH | {"name": "too", "key": "yet other words"}), OPTIONS)
-    found = json.loads(kept.path.read_text())
+    found = json.loads(kept.path.read_text().partition("\n")[2])
     found["texts"][0][1] = found["texts"][0][1].replace(*change)
-    kept.path.write_text(json.dumps(found))
+    write(kept, json.dumps(found))
     with pytest.raises(StateError, match=f"this version of nfpkd does not take them: .*{said}") as raised:
         kept.load_rules()
     assert "words" not in str(raised.value)
     assert guard_again(kept, Firewall(FakeKernel(), list))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[",
-        "[]",
-        "5",
-        "{}",
-        "\x80",
-        "[" * 100_000,
-        '{"directory": 5, "texts": [], "guard": [{}]}',
-        '{"directory": "/", "texts": 5, "guard": [{}]}',
-        '{"directory": "/", "texts": ["ab"], "guard": [{}]}',
-        '{"directory": "/", "texts": [["a", 5]], "guard": [{}]}',
-        '{"directory": "/", "texts": [["a"]], "guard": [{}]}',
-        '{"directory": "/", "texts": [], "guard": []}',
-        '{"directory": "/", "texts": [], "guard": [5]}',
-    ],
-)
-def test_a_damaged_file_is_refused(kept: LastGood, text: str) -> None:
-    kept.path.parent.mkdir()
-    kept.path.write_bytes(text.encode("latin-1"))
+@pytest.mark.parametrize("what", ["a bit that is not as it was", "an end that is missing"])
+def test_what_a_disk_has_changed_is_refused(kept: LastGood, load: Callable[..., Loaded], what: str) -> None:
+    kept.save(load(SSH, WEB), OPTIONS)
+    good = kept.path.read_bytes()
+    for at in range(0, len(good), 31):
+        changed = bytes((*good[:at], good[at] ^ 1, *good[at + 1 :])) if "bit" in what else good[:at]
+        kept.path.write_bytes(changed)
+        for load_something in (kept.load_guard, kept.load_rules):
+            with pytest.raises(StateError, match="last-good, cannot be used: the file is damaged"):
+                load_something()
+
+
+@pytest.mark.parametrize("text", ["", "5", "[]", "{}", '{"directory": "/", "guard": []}', '{"texts": [["a"]]}'])
+def test_what_another_version_has_kept_is_refused(kept: LastGood, text: str) -> None:
+    write(kept, text)
     for load_something in (kept.load_guard, kept.load_rules):
-        with pytest.raises(StateError, match=r"last-good\.json, cannot be used: the file is damaged"):
+        with pytest.raises(StateError, match="cannot be used: this version of nfpkd does not know its format"):
             load_something()
 
 
@@ -281,9 +281,8 @@ def test_open_connections_to_what_is_guarded_again_go_on(kept: LastGood, load: C
 
 
 def test_a_file_of_another_tables_making_is_the_kernels_to_refuse(kept: LastGood) -> None:
-    kept.path.parent.mkdir()
     commands = [{"add": {"chain": {"family": "inet", "table": "x", "name": "y"}}}]
-    kept.path.write_text(json.dumps({"directory": "/", "texts": [], "guard": commands}))
+    write(kept, json.dumps({"directory": "/", "texts": [], "guard": commands}))
     with pytest.raises(KernelError):
         guard_again(kept, Firewall(FakeKernel(), list))
 

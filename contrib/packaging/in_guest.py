@@ -332,7 +332,7 @@ def first_boot() -> None:
 def second_boot() -> None:
     """The rules have an error since before the boot."""
     wait_for("the guard's failure", lambda: show("nfpkd-guard.service", "ActiveState") == "failed")
-    said = "the last good guard, from /var/lib/nfpkd/last-good.json, is in force"
+    said = "the last good guard, from /var/lib/nfpkd/last-good, is in force"
     expect("a boot with broken rules is said", said in journal("--unit=nfpkd-guard.service"))
     expect("... and guards what was guarded last", is_open(PORT, STRANGER) or is_open(LATER, STRANGER), False)
     expect("... and nothing else", is_open(UNGUARDED, STRANGER))
@@ -345,7 +345,7 @@ def second_boot() -> None:
     knock("DOOR")
     expect("a knock opens all the same", is_open(PORT, CLIENT) and is_open(LATER, CLIENT))
     expect("... to nobody else", is_open(PORT, STRANGER), False)
-    kept = Path("/var/lib/nfpkd/last-good.json")
+    kept = Path("/var/lib/nfpkd/last-good")
     expect("what is kept is the service's alone", (kept.owner(), oct(kept.stat().st_mode)), ("nfpkd", "0o100600"))
     write_rules(DOOR, TOUCH, START)
     wait_for("the mended rules", lambda: show("nfpkd.service", "StatusText") == "guarding by 3 rules")

@@ -111,7 +111,7 @@ def test_what_is_mended_as_it_was_is_enforced_and_kept(network: Network, actions
 
 
 def test_a_key_that_was_taken_back_does_not_stay_on_the_disk(network: Network, actions: Actions) -> None:
-    kept = actions.path.with_name("state") / "last-good.json"
+    kept = actions.path.with_name("state") / "last-good"
     actions.write("door.json", rule("door", PORT, key="a key that was lost"))
     with running(network, actions, "--last-good") as run:
         assert "a key that was lost" in kept.read_text()
@@ -126,7 +126,7 @@ def test_a_key_that_was_taken_back_does_not_stay_on_the_disk(network: Network, a
 def test_without_being_asked_it_keeps_nothing_and_begins_with_nothing_else(network: Network, actions: Actions) -> None:
     actions.write("door.json", rule("door", PORT))
     with running(network, actions):
-        assert not (actions.path.with_name("state") / "last-good.json").exists()
+        assert not (actions.path.with_name("state") / "last-good").exists()
     run_once(network, actions)
     actions.write_text("door.json", "[{]")
     done = network.nfpkd("run", *run_options(actions))
@@ -251,7 +251,7 @@ def test_a_crash_at_a_bad_edit_loses_no_rules(network: Network, actions: Actions
 def test_what_cannot_be_kept_is_said_and_enforced(network: Network, actions: Actions) -> None:
     actions.write("door.json", rule("door", PORT))
     # What is in the way, so that nothing can be renamed to it.
-    (actions.path.with_name("state") / "last-good.json" / "in").mkdir(parents=True)
+    (actions.path.with_name("state") / "last-good" / "in").mkdir(parents=True)
     with listen_tcp(network.server, PORT), running(network, actions, "--last-good") as run:
         assert any(line.startswith("error: the last good rules cannot be kept in ") for line in run.lines)
         assert outcome(network.client, SERVER4, PORT) == "silence"

@@ -32,6 +32,7 @@ from nfpkd.firewall.outline import read_outline
 from nfpkd.firewall.rollback import restore_table
 from nfpkd.firewall.sessions import parse_listening, parse_sessions
 from nfpkd.firewall.state import parse_state
+from nfpkd.instance import parse_report_untrusted
 from nfpkd.metrics import render_prometheus
 from nfpkd.rules.model import Protocol, Service
 from nfpkd.status import render_changes, render_json, render_text
@@ -51,6 +52,7 @@ def make_readers(scratch: Path, *, thorough: bool) -> dict[str, Reader]:
     """
     return {
         "memory": _MemoryReader(scratch / "memory"),
+        "report": read_report,
         "pending": read_pending,
         "listing": lambda body: read_listing(body, thorough=thorough),
         "others": read_others,
@@ -99,6 +101,12 @@ class _MemoryReader:
         finally:
             store.close()
         return None if store.was_lost else freshness
+
+
+def read_report(body: bytes) -> None:
+    """What is said by whoever holds the lock of `nfpkd run`."""
+    report = parse_report_untrusted(body)
+    promise(report is None or report.status.isprintable(), "what is shown does not move cursors")
 
 
 def read_pending(body: bytes) -> None:
