@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import re
 import shlex
@@ -155,12 +156,20 @@ def test_a_made_rule_passes_the_strict_check(actions: Path, arguments: list[str]
     assert (checked.exit_code, checked.stderr) == (0, "")
 
 
-def test_keygen_says_what_to_do_without_the_key(actions: Path) -> None:
+@pytest.mark.parametrize(
+    ("groups", "wanted"), [([], [["chmod", "600"]]), (["nfpkd"], [["chgrp", "nfpkd"], ["chmod", "640"]])]
+)
+def test_keygen_says_what_to_do_without_the_key(
+    actions: Path, monkeypatch: pytest.MonkeyPatch, groups: list[str], wanted: list[list[str]]
+) -> None:
+    known = {name: grp.struct_group((name, "x", 23456, [])) for name in groups}
+    monkeypatch.setattr(grp, "getgrnam", known.__getitem__)
     result = invoke("keygen", "--actions", actions, "--tag", "a b", "--host", "ssh.example.org")
     (rule,) = json.loads(result.stdout)
     assert rule["key"] not in result.stderr
     commands = [shlex.split(line) for line in result.stderr.splitlines() if line.startswith("    ")]
-    assert ["chmod", "600", str(actions / "ssh.json")] in commands
+    file = str(actions / "ssh.json")
+    assert commands[: len(wanted) + 1] == [*([*words, file] for words in wanted), ["nfpkd", "check"]]
     assert ["nfpkd", "knock", "ssh.example.org", "--tag", "a b", "--key-file", "~/.ssh/ssh.knock"] in commands
 
 

@@ -120,12 +120,15 @@ def _check_made_rules(text: str) -> None:
 def _explain_made_rule(name: str, tag: str, host: str, actions: Path) -> Iterator[str]:
     import shlex
 
+    from nfpkd.rules.loader import list_mode_commands
+
     # The loader passes over names that start with a dot.
     base = name.lstrip(".") or "rule"
-    file = shlex.quote(str(actions / f"{base}.json"))
+    file = actions / f"{base}.json"
     key_file = f"~/.ssh/{base}.knock"
-    yield f"On the server, put the rule into {file}, for root's eyes only, and look at it:"
-    yield f"    chmod 600 {file}"
+    yield f"On the server, as root, put the rule into {shlex.quote(str(file))}, where others cannot read its key:"
+    for command in list_mode_commands(file):
+        yield f"    {command}"
     yield "    nfpkd check"
     yield f'On the client, put its "key" (0x and 64 digits, without the quotes) into {key_file}, and knock:'
     yield f"    chmod 600 {key_file}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import grp
 import os
+import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,7 +140,7 @@ def find_rule_files(
             with os.scandir(folder) as entries:
                 names = sorted(entry.name for entry in entries)
         except OSError as error:
-            problems.append(_os_problem(folder, error))
+            problems.append(_os_problem(folder, error, is_folder=True))
             return
         if folders is not None:
             folders.append(folder)
@@ -204,14 +205,28 @@ def decode_text(name: str, data: bytes) -> str:
         raise RulesError([Problem(name, line, column, "is not UTF-8 text")]) from None
 
 
-def _os_problem(path: Path, error: OSError) -> Problem:
+def _os_problem(path: Path, error: OSError, *, is_folder: bool = False) -> Problem:
     reason = (error.strerror or str(error)).lower()
     remedy = ""
     if isinstance(error, FileNotFoundError):
         remedy = ': create it, or say where the rules are with "--actions"'
     elif isinstance(error, PermissionError) and os.getegid() == _find_service_group():
-        remedy = f': let the service read it: run "chgrp {SERVICE_GROUP} {path}" and "chmod g+r {path}"'
+        name = shlex.quote(str(path))
+        commands = (f"chgrp {SERVICE_GROUP} {name}", f"chmod g+rx {name}") if is_folder else list_mode_commands(path)
+        remedy = f": let the service read it: {_say_run(commands)}"
     return Problem(str(path), 0, 0, f"{reason}{remedy}")
+
+
+def list_mode_commands(path: Path) -> tuple[str, ...]:
+    """Return the commands after which root reads the rule file *path*, the service if there is one, and nobody else."""
+    name = shlex.quote(str(path))
+    if _find_service_group() is None:
+        return (f"chmod 600 {name}",)
+    return (f"chgrp {SERVICE_GROUP} {name}", f"chmod 640 {name}")
+
+
+def _say_run(commands: Iterable[str]) -> str:
+    return "run " + " and ".join(f'"{command}"' for command in commands)
 
 
 def _find_loose_modes(path: Path, info: os.stat_result) -> Iterator[Problem]:
@@ -232,7 +247,9 @@ def _find_loose_modes(path: Path, info: os.stat_result) -> Iterator[Problem]:
         forbidden |= stat.S_IRGRP
     if info.st_mode & forbidden:
         can = "change" if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"
-        yield Problem(str(path), 0, 0, f'others can {can} this file with its keys: run "chmod 600 {path}"')
+        # A user's own file is not the service's, and not every user could give it to that.
+        commands = list_mode_commands(path) if info.st_uid == 0 else (f"chmod 600 {shlex.quote(str(path))}",)
+        yield Problem(str(path), 0, 0, f"others can {can} this file with its keys: {_say_run(commands)}")
 
 
 def _find_service_group() -> int | None:

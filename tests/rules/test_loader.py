@@ -7,6 +7,8 @@ import errno
 import grp
 import json
 import os
+import re
+import shlex
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -354,8 +356,43 @@ def test_the_service_is_told_how_to_get_at_its_files(
     path = write(tmp_path / "x.json")
     monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(grp, "getgrnam", lambda name: grp.struct_group((name, "x", os.getegid() + (not ours), [])))
-    remedy = f': let the service read it: run "chgrp nfpkd {path}" and "chmod g+r {path}"' if ours else ""
+    remedy = f': let the service read it: run "chgrp nfpkd {path}" and "chmod 640 {path}"' if ours else ""
     assert problem(tmp_path).message == f"permission denied{remedy}"
+
+
+def test_the_service_is_told_how_to_get_into_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> object:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(grp, "getgrnam", lambda name: grp.struct_group((name, "x", os.getegid(), [])))
+    remedy = f'let the service read it: run "chgrp nfpkd {tmp_path}" and "chmod g+rx {tmp_path}"'
+    assert problem(tmp_path).message == f"permission denied: {remedy}"
+
+
+@pytest.mark.parametrize(
+    ("groups", "owner", "remedy"),
+    [
+        (["nfpkd"], 0, 'run "chgrp nfpkd FILE" and "chmod 640 FILE"'),
+        ([], 0, 'run "chmod 600 FILE"'),
+        # Somebody's own rules, which the service does not read.
+        (["nfpkd"], 12345, 'run "chmod 600 FILE"'),
+    ],
+)
+def test_a_remedy_is_right_for_this_machine_and_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: list[str], owner: int, remedy: str
+) -> None:
+    path = write(tmp_path / "it's.json", rule(), mode=0o644)
+    os.chown(path, owner, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: owner)
+    known = {name: grp.struct_group((name, "x", 23456, [])) for name in groups}
+    monkeypatch.setattr(grp, "getgrnam", known.__getitem__)
+    said = problem(tmp_path).message
+    assert said == f"others can read this file with its keys: {remedy.replace('FILE', shlex.quote(str(path)))}"
+    for command in re.findall('"(.*?)" and|"(.*?)"$', said):
+        name, argument, _ = shlex.split(command[0] or command[1])
+        os.chown(path, -1, known[argument].gr_gid) if name == "chgrp" else path.chmod(int(argument, 8))
+    assert load_rules(tmp_path).files == 1
 
 
 @pytest.mark.parametrize("named", ["x.json", "."])
