@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -89,6 +90,45 @@ def test_options_come_from_the_environment(actions: Path) -> None:
     result = invoke("check", env={"NFPKD_ACTIONS": str(actions)})
     assert result.exit_code == 0
     assert "ssh:  22/tcp" in result.stdout
+
+
+FORMATS = {
+    name: option.type.choices
+    for name, command in cli.main.commands.items()
+    for option in command.params
+    if "--format" in option.opts and isinstance(option.type, click.Choice)
+}
+
+
+@pytest.mark.parametrize("asked", sorted({form for forms in FORMATS.values() for form in forms}))
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_that_the_environment_asks_of_another_command_stops_none(
+    monkeypatch: pytest.MonkeyPatch, name: str, asked: str
+) -> None:
+    monkeypatch.setenv("NFPKD_FORMAT", asked)
+    form = cli.main.commands[name].make_context(name, []).params["form"]
+    assert form == (asked if asked in FORMATS[name] else "text")
+
+
+def test_there_are_formats_that_not_every_command_has() -> None:
+    assert set(FORMATS["status"]) > set(FORMATS["doctor"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["doctor", "--format", "prometheus"], {}),
+        (["doctor", "--format", "prometheus"], {"NFPKD_FORMAT": "json"}),
+        (["doctor"], {"NFPKD_FORMAT": "jason"}),
+        (["status"], {"NFPKD_FORMAT": "jason"}),
+    ],
+)
+def test_what_was_asked_of_this_command_or_is_no_format_is_an_error(
+    arguments: list[str], environment: dict[str, str]
+) -> None:
+    result = invoke(*arguments, env=environment)
+    assert result.exit_code == 2
+    assert "Invalid value for '--format'" in result.stderr
 
 
 def test_loose_modes_are_refused_unless_allowed(actions: Path) -> None:

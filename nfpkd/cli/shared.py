@@ -31,6 +31,9 @@ _STYLES: dict[Role, dict[str, Any]] = {
     Role.ASIDE: {"dim": True},
 }
 
+# Those of all commands; see make_format_option for those of one.
+_FORMATS = ("text", "json", "prometheus")
+
 EXIT_RULES = 1
 EXIT_REFUSED = 3
 
@@ -93,10 +96,20 @@ state_dir_option = click.option(
 )
 
 
+class _FormatOption(click.Option):
+    """Passes over what the environment asks of other commands alone; a misspelling is an error."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        asked = super().resolve_envvar_value(ctx)
+        forms = self.type.choices if isinstance(self.type, click.Choice) else ()
+        return asked if asked not in _FORMATS or asked in forms else None
+
+
 def make_format_option(*forms: str) -> Callable[[_F], _F]:
     return click.option(
         "--format",
         "form",
+        cls=_FormatOption,
         type=click.Choice(forms),
         default=forms[0],
         envvar="NFPKD_FORMAT",
