@@ -12,13 +12,14 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from nfpkd import cli
 from nfpkd.cli import guard
 from nfpkd.errors import KernelError
 from nfpkd.firewall import kernel
 from nfpkd.firewall.firewall import Firewall
+from support.commands import invoke
 from support.fake_kernel import FakeKernel
 
 
@@ -33,10 +34,6 @@ def write(folder: Path, *rules: dict[str, Any], name: str = "rules.json") -> Non
     file = folder / name
     file.touch(mode=0o600)
     file.write_text(json.dumps(rules))
-
-
-def invoke(*arguments: str, **options: Any) -> Result:
-    return CliRunner().invoke(cli.main, [*map(str, arguments)], prog_name="nfpkd", **options)
 
 
 SSH = {"name": "ssh", "key": "secret words", "port": 22, "protocol": "tcp"}

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from nfpkd import cli
 from nfpkd.firewall import sessions
 from nfpkd.firewall.sessions import list_listening_services, parse_listening
 from nfpkd.rules.model import Protocol, Service, parse_tag
+from support.commands import invoke
 
 GOOD = "0x0d5e2a0f8be47c91d3368a77f14ec2b96a1f"
 SSH = {"name": "ssh", "key": GOOD, "port": 22, "protocol": "tcp"}
@@ -55,10 +55,6 @@ def write_text(file: Path, text: str) -> Path:
     return file
 
 
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.main, [*map(str, arguments)], prog_name="nfpkd")
-
-
 def check(actions: Path, *arguments: str) -> Result:
     return invoke("check", "--actions", actions, *arguments)
 
@@ -80,7 +76,7 @@ def test_warnings_have_places_and_fail_only_if_strict(actions: Path) -> None:
     assert "odd number" in lines[0]
     assert re.match(rf'warning: {first}:1:\d+: "key" has about 24 bits', lines[1])
     assert re.match(rf"warning: {second}:1:\d+: nothing listens on 80/tcp", lines[2])
-    assert "secret" not in result.output
+    assert "secret" not in result.stdout + result.stderr
     strict = check(actions, "--strict")
     assert strict.exit_code == 1
     assert strict.stdout == result.stdout

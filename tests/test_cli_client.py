@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from nfpkd import cli
 from nfpkd.demo.process import NFPKD
 from nfpkd.knock import connect
 from nfpkd.knock.wire import make_digest
 from nfpkd.rules.model import parse_key
+from support import commands
 
 KEY = "secret words"
 
@@ -91,7 +91,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def invoke(*arguments: str, **options: Any) -> Result:
-    return CliRunner().invoke(cli.main, ["knock", *arguments], prog_name="nfpkd", **options)
+    return commands.invoke("knock", *arguments, **options)
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -125,8 +125,8 @@ def test_a_knock_takes_its_key_from_where_it_is_safe(target: Target, tmp_path: P
     else:
         options["input"] = f"{KEY}\n"
     result = invoke(*arguments, **options)
-    assert result.exit_code == 0, result.output
-    assert KEY not in result.output
+    assert result.exit_code == 0, result.stderr
+    assert KEY not in result.stdout + result.stderr
     assert target.heard()
     assert f"knock sent to 127.0.0.1 port {target.port}/udp with tag PKD0" in result.stdout
 
@@ -280,7 +280,7 @@ def test_a_port_that_opens_is_waited_for(target: Target, door: socket.socket, ho
         line = f"host = '127.0.0.1'\nport = {target.port}\nkey = '{KEY}'\nconnect = {port}\n"
         write_profiles(home, f"[saturn]\n{line}")
         result = invoke("saturn")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result.stderr
     assert result.stdout == f"connected to 127.0.0.1 port {port}/tcp\n"
     assert result.stderr == ""
     with door.accept()[0] as connection:

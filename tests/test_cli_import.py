@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from nfpkd import cli
 from nfpkd.cli import importing
 from nfpkd.importing.kinds import Kind
 from nfpkd.rules.loader import load_rules
+from support import commands
 
 KNOCKD = "[SSH]\nsequence = 1,2\nstart_command = iptables -A INPUT -s %IP% -p tcp --dport 22 -j ACCEPT\n"
 FWKNOP = "SOURCE ANY\nKEY hunter2\nOPEN_PORTS tcp/22\nREQUIRE_USERNAME alice\n"
 
 
 def invoke(*arguments: object, **options: Any) -> Result:
-    return CliRunner().invoke(cli.main, ["import", *map(str, arguments)], prog_name="nfpkd", **options)
+    return commands.invoke("import", *arguments, **options)
 
 
 def load(text: str, folder: Path) -> dict[str, Any]:
