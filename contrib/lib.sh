@@ -63,6 +63,26 @@ install_packages() {
     fi
 }
 
+# Put the files of package $1 into directory $2, without installing it: nothing of it is started.
+unpack_package() {
+    local name=$1 directory=$2 download
+    if [ -e "$directory" ]; then
+        say "unpacked already: $name"
+        return
+    fi
+    say "unpacking $name into $directory"
+    download=$(mktemp -d)
+    (
+        cd "$download"
+        # Where nothing was installed just now, nobody may have asked what there is.
+        apt-get -qq download "$name" 2>/dev/null || { as_root apt-get -qq update && apt-get -qq download "$name"; }
+        dpkg-deb --extract ./*.deb files
+    )
+    mkdir -p "$(dirname "$directory")"
+    mv "$download/files" "$directory"
+    rm -rf "$download"
+}
+
 # What nfpkd needs of the system, and a .venv from the system's Python.
 set_up() {
     if has apt-get; then

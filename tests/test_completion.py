@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from nfpkd.firewall.firewall import Firewall
 from nfpkd.firewall.ruleset import Options, make_grants
 from nfpkd.rules.model import PortRange, Prefixes, Protocol, Rule, TimedKey, parse_key
 from support.fake_kernel import FakeKernel
+from support.required import find_program
 
 FOLDER = Path(__file__).parents[1] / "contrib" / "completion"
 SHIPPED = {"bash": "nfpkd.bash", "zsh": "_nfpkd", "fish": "nfpkd.fish"}
@@ -234,9 +234,8 @@ def shell(tmp_path: Path, actions: Path) -> Callable[..., list[str]]:
     }
 
     def run(*command: Any) -> list[str]:
-        if shutil.which(command[0]) is None:
-            pytest.skip(f"there is no {command[0]} here")
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, check=False)
+        words = [find_program(command[0]), *map(str, command[1:])]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout.splitlines()
 

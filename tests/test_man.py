@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from nfpkd.knock import profiles
 from nfpkd.rules.model import format_tag
 from nfpkd.rules.schema import load_schema
 from nfpkd.verifier.judge import Outcome
+from support.required import find_program
 
 FOLDER = Path(__file__).parents[1] / "contrib" / "man"
 PAGES = {path.name: path.read_text() for path in sorted(FOLDER.iterdir())}
@@ -206,7 +206,6 @@ def test_every_reason_for_a_refusal_is_there_and_no_other() -> None:
     ids=lambda c: c[0],
 )
 def test_it_renders_without_warnings(page: str, command: list[str]) -> None:
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"there is no {command[0]} here")
-    done = subprocess.run([*command, FOLDER / page], capture_output=True, text=True, check=False)
+    program = find_program(command[0])
+    done = subprocess.run([program, *command[1:], FOLDER / page], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

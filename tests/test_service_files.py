@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -15,9 +17,17 @@ import pytest
 from nfpkd import cli
 from nfpkd.errors import RulesError
 from nfpkd.rules.loader import SERVICE_GROUP, load_rules
+from support.required import find_program
 
 CONTRIB = Path(__file__).parents[1] / "contrib"
 TEXTS = {path.name: path.read_text() for path in sorted((CONTRIB / "systemd").iterdir())}
+PROFILE = (CONTRIB / "apparmor" / "nfpkd").read_text()
+UNITS = {
+    path.name: path.read_text()
+    for folder in ("systemd", "prometheus")
+    for path in sorted((CONTRIB / folder).iterdir())
+    if path.suffix in (".service", ".socket", ".timer")
+}
 
 
 def settings(unit: str, name: str) -> list[str]:
@@ -52,8 +62,7 @@ def test_the_daemon_asks_at_the_socket_that_is_there() -> None:
     (option,) = [option for option in run.params if option.name == "trigger_socket"]
     assert isinstance(option, click.Option)
     assert option.envvar == "NFPKD_TRIGGER_SOCKET"
-    profile = (CONTRIB / "apparmor" / "nfpkd").read_text()
-    assert f"{path.replace('/run', '@{run}')} rw," in profile
+    assert f"{path.replace('/run', '@{run}')} rw," in PROFILE
 
 
 def test_the_user_is_the_one_that_is_made_and_looked_for() -> None:
@@ -63,6 +72,72 @@ def test_the_user_is_the_one_that_is_made_and_looked_for() -> None:
     assert TEXTS["nfpkd.sysusers"].split()[:2] == ["u", user]
     assert user == SERVICE_GROUP
     assert f":root :{user} " in TEXTS["nfpkd.tmpfiles"]
+
+
+def parse_profile(text: str, file: Path) -> subprocess.CompletedProcess[str]:
+    """Compile an AppArmor profile; the kernel is not asked, and no cache is read or written."""
+    parser = find_program("apparmor_parser")
+    file.write_text(text)
+    command = [parser, "--skip-kernel-load", "--skip-read-cache", "--skip-cache", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_apparmor_takes_the_profile(tmp_path: Path) -> None:
+    done = parse_profile(PROFILE, tmp_path / "nfpkd")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        ("capability net_admin,", "capability net_admim,"),
+        ("network netlink raw,", "network netlink raw"),
+        ("include <abstractions/python>", "include <abstractions/pyhton>"),
+        ("/etc/nfpkd/** r,", "/etc/nfpkd/** y,"),
+        ("@{run}/systemd/notify w,", "@{rnu}/systemd/notify w,"),
+    ],
+)
+def test_apparmor_would_refuse_a_fault(tmp_path: Path, written: str, instead: str) -> None:
+    assert PROFILE.count(written) == 1
+    done = parse_profile(PROFILE.replace(written, instead), tmp_path / "nfpkd")
+    assert done.returncode != 0
+    assert done.stderr
+
+
+def verify_units(root: Path, texts: Mapping[str, str]) -> str:
+    """Return what systemd has to say of units; below *root* is what they are part of, and start."""
+    folder = root / "usr" / "lib" / "systemd" / "system"
+    folder.mkdir(parents=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    for program in re.findall(r"^Exec\w+=\+?(/\S+)", "".join(UNITS.values()), re.MULTILINE):
+        file = root / program[1:]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o755)
+    # Neither systemd's own units nor the manual pages are there.
+    options = [f"--root={root}", "--recursive-errors=no", "--man=no"]
+    names = [name.replace("@.", "@1.") for name in texts]
+    command = [find_program("systemd-analyze"), "verify", *options, *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout + done.stderr
+
+
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    assert verify_units(tmp_path, UNITS) == ""
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "said"),
+    [
+        ("NoNewPrivileges=yes", "NoNewPrivilege=yes", "Unknown key"),
+        ("WatchdogSec=60", "WatchdogSec=soon", "Failed to parse"),
+        ("ExecStart=/usr/bin/nfpkd ", "ExecStart=/usr/bin/nfpdk ", "not executable"),
+    ],
+)
+def test_systemd_would_tell_of_a_fault(tmp_path: Path, written: str, instead: str, said: str) -> None:
+    text = UNITS["nfpkd.service"]
+    assert text.count(written) == 1
+    assert said in verify_units(tmp_path, UNITS | {"nfpkd.service": text.replace(written, instead)})
 
 
 @pytest.mark.parametrize("unit", ["nfpkd.service", "nfpkd-guard.service"])

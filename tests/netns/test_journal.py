@@ -8,12 +8,11 @@ import sys
 import textwrap
 from pathlib import Path
 
-import pytest
-
 from nfpkd.demo.process import NFPKD, Followed
 from support.network import SERVER4, Actions, Network, eventually, knock, rule, run_options, send_udp
+from support.required import find_program
 
-JOURNALD = Path("/usr/lib/systemd/systemd-journald")
+JOURNALD = "/usr/lib/systemd/systemd-journald"
 
 # $1 is where the journal is kept; the rest runs as a service does, until SIGTERM.  journald asks for
 # its control group, and `ip netns exec` has mounted another /sys.
@@ -54,8 +53,8 @@ def read_journal(folder: Path, *matches: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.skipif(not JOURNALD.exists(), reason="needs systemd-journald")
 def test_events_are_found_by_their_fields(network: Network, actions: Actions, tmp_path: Path) -> None:
+    find_program(JOURNALD)
     journal = tmp_path / "log"
     journal.mkdir()
     (tmp_path / "service").write_text(SERVICE)
