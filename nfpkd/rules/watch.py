@@ -123,5 +123,7 @@ class _Handler(FileSystemEventHandler):
     def on_any_event(self, event: FileSystemEvent) -> None:
         if event.event_type in _READS:
             return
-        if self._names is None or not self._names.isdisjoint((event.src_path, event.dest_path)):
+        # watchdog 2 gives it to moves alone.
+        target = getattr(event, "dest_path", "")
+        if self._names is None or not self._names.isdisjoint((event.src_path, target)):
             self._notify()
