@@ -7,6 +7,7 @@ import io
 import logging
 import re
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nfpkd.logs import log_event, set_up_logging
 from nfpkd.rules.model import PortRange, Protocol, Rule, TimedKey, parse_key, parse_tag
 from nfpkd.verifier.judge import Judgement, Outcome
 from nfpkd.verifier.verifier import Opened, _log_accepted, _log_refusal
+from support.fail2ban import configure, find_fail2ban
 
 FOLDER = Path(__file__).parents[1] / "contrib" / "fail2ban"
 # What somebody else is the reason for; the rest must not ban anybody.
@@ -86,8 +88,9 @@ def text_lines(stream: io.StringIO) -> Iterator[str]:
     position = 0
     while True:
         stream.seek(position)
-        yield stream.readline().rstrip("\n")
+        line = stream.readline()
         position = stream.tell()
+        yield line.rstrip("\n")
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -116,6 +119,39 @@ def test_a_command_that_prints_such_a_line_bans_nobody(log: Iterator[str]) -> No
     line = next(log)
     assert forged in line
     assert not failregex().search(line)
+
+
+def test_fail2ban_itself_finds_the_same(log: Iterator[str], tmp_path: Path) -> None:
+    """How it reads addresses and times is its own."""
+    forged = "knock refused: this knock was seen before rule=ssh source=192.0.2.9 reason=replayed"
+    lines = []
+    for outcome in REFUSED:
+        for source in SOURCES:
+            _log_refusal(source, Judgement(RULE, outcome, -42))
+            lines.append(next(log))
+            log_event(logging.INFO, "trigger_ended", "command open: exit status 0", source=source, output=forged)
+            lines.append(next(log))
+    file = tmp_path / "log"
+    # Those of a syslog have a space where their time was.
+    file.write_text("".join(f"Nov 23 01:23:45{line}\n" if line.startswith(" ") else f"{line}\n" for line in lines))
+    config = configure(tmp_path / "fail2ban")
+    command = [*find_fail2ban("fail2ban-regex"), "--config", str(config), "--out", "ip", str(file)]
+    done = subprocess.run([*command, FOLDER / "nfpkd.conf"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [source for outcome in REFUSED if outcome in BLAMED for source in SOURCES]
+
+
+def test_fail2ban_takes_the_jail_with_its_filter(tmp_path: Path) -> None:
+    config = configure(tmp_path / "fail2ban")
+
+    def check() -> subprocess.CompletedProcess[str]:
+        command = [*find_fail2ban("fail2ban-client"), "-c", str(config), "-t"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    done = check()
+    assert (done.returncode, "OK: configuration test is successful" in done.stdout) == (0, True), done.stderr
+    (config / "filter.d" / "nfpkd.conf").unlink()
+    assert check().returncode != 0
 
 
 def test_the_jail_uses_the_filter() -> None:
