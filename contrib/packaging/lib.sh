@@ -18,9 +18,6 @@ export SOURCE_DATE_EPOCH
 copy_sources() {
     mkdir -p "$1/contrib"
     cp -a "$repository"/{nfpkd,schemas,pyproject.toml,README.md,CHANGELOG.md,LICENSE} "$1"
-    local name
-    for name in apparmor completion examples man systemd; do
-        [ ! -e "$repository/contrib/$name" ] || cp -a "$repository/contrib/$name" "$1/contrib"
-    done
+    cp -a "$repository"/contrib/{apparmor,completion,examples,man,systemd} "$1/contrib"
     find "$1" -name __pycache__ -prune -exec rm -rf {} +
 }
