@@ -22,6 +22,8 @@ from nfpkd.rules.loader import MAX_FILE_SIZE, RuleLoader, load_rules, stamp_file
 from nfpkd.rules.model import Rule
 from nfpkd.rules.positions import Document
 
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
 
 def rule(name: str = "ssh", **fields: object) -> dict[str, object]:
     return {"name": name, "key": "k", "port": 22, **fields}
@@ -320,6 +322,7 @@ def test_a_file_that_others_can_read_or_change_is_refused(tmp_path: Path, mode: 
     assert problem(tmp_path) == Problem(str(path), 0, 0, message)
 
 
+@as_root
 @pytest.mark.parametrize("mode", [0o640, 0o440, 0o660])
 def test_a_foreign_group_can_read_nothing(tmp_path: Path, mode: int) -> None:
     path = write(tmp_path / "x.json", mode=mode)
@@ -327,6 +330,7 @@ def test_a_foreign_group_can_read_nothing(tmp_path: Path, mode: int) -> None:
     assert "others can" in problem(tmp_path).message
 
 
+@as_root
 @pytest.mark.parametrize(("mode", "named"), [(0o640, "nfpkd"), (0o640, "others"), (0o660, "nfpkd"), (0o644, "nfpkd")])
 def test_the_services_group_may_read_whoever_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, named: str
@@ -340,6 +344,7 @@ def test_the_services_group_may_read_whoever_asks(
         assert "this file with its keys" in problem(tmp_path).message
 
 
+@as_root
 def test_nfpkds_own_group_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.chown(write(tmp_path / "x.json", mode=0o640), -1, 12345)
     monkeypatch.setattr(os, "getegid", lambda: 12345)
@@ -370,6 +375,7 @@ def test_the_service_is_told_how_to_get_into_a_directory(tmp_path: Path, monkeyp
     assert problem(tmp_path).message == f"permission denied: {remedy}"
 
 
+@as_root
 @pytest.mark.parametrize(
     ("groups", "owner", "remedy"),
     [
@@ -395,6 +401,7 @@ def test_a_remedy_is_right_for_this_machine_and_is_one(
     assert load_rules(tmp_path).files == 1
 
 
+@as_root
 @pytest.mark.parametrize("named", ["x.json", "."])
 def test_a_file_or_directory_of_another_user_is_refused(tmp_path: Path, named: str) -> None:
     write(tmp_path / "x.json")
@@ -403,6 +410,7 @@ def test_a_file_or_directory_of_another_user_is_refused(tmp_path: Path, named: s
     assert problem(tmp_path) == Problem(str(tmp_path / named), 0, 0, message)
 
 
+@as_root
 def test_files_of_root_and_of_nfpkds_own_user_are_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "root.json")
     os.chown(write(tmp_path / "own.json"), 12345, -1)
@@ -432,6 +440,7 @@ def test_the_target_of_a_link_is_what_counts(tmp_path: Path) -> None:
     assert load_rules(rules).files == 1
 
 
+@as_root
 def test_a_file_can_be_loose_in_two_ways(tmp_path: Path) -> None:
     os.chown(write(tmp_path / "x.json", mode=0o666), 12345, -1)
     assert len(problems(tmp_path)) == 2
@@ -443,6 +452,7 @@ def test_a_loose_file_is_not_read(tmp_path: Path) -> None:
     assert "others can change" in problem(tmp_path).message
 
 
+@as_root
 def test_without_strict_modes_nobody_is_asked(tmp_path: Path) -> None:
     os.chown(write(tmp_path / "x.json", mode=0o666), 12345, 12345)
     tmp_path.chmod(0o777)
