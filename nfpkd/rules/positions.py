@@ -25,6 +25,7 @@ MAX_NUMBER_LENGTH = 64
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _TOKEN = re.compile(r'[ \t\n\r]*(?:("[^"\\]*(?:\\.[^"\\]*)*")|([\[\]{},:])|([^\s\[\]{}:,"]+))', re.DOTALL)
+_COMMA_TOO_MANY = re.compile(r",\s*([]}])")
 _CONSTANT = re.compile("NaN|-?Infinity")
 
 
@@ -110,8 +111,8 @@ class Document:
                 self._text, object_pairs_hook=_object_without_duplicates, parse_constant=_refuse_constant
             )
         except json.JSONDecodeError as error:
-            message = f"not valid JSON: {_explain(error)}"
-            raise RulesError([Problem(self._name, error.lineno, error.colno, message)]) from None
+            offset, message = _explain(error)
+            raise RulesError([self._problem_at(offset, f"not valid JSON: {message}")]) from None
         except (_UnacceptableError, RecursionError, ValueError):
             raise RulesError([self._find_unacceptable()]) from None
         if _is_too_deep(value):
@@ -162,16 +163,17 @@ def _refuse_constant(_: str) -> NoReturn:
     raise _UnacceptableError
 
 
-def _explain(error: json.JSONDecodeError) -> str:
-    """Return the parser's message, with what people most often did wrong."""
+def _explain(error: json.JSONDecodeError) -> tuple[int, str]:
+    """Return the parser's place and message, with what people most often did wrong."""
     following = error.doc[error.pos : error.pos + 1]
     if not error.doc.strip():
-        return "the file is empty; write [] for no rules"
+        return error.pos, "the file is empty; write [] for no rules"
     if following == "'":
-        return 'strings and names take double quotes (")'
+        return error.pos, 'strings and names take double quotes (")'
     if following in ("/", "#"):
-        return 'comments are not allowed; use "description"'
-    before = error.doc[: error.pos].rstrip()
-    if before.endswith(",") and following in ("]", "}"):
-        return f"a comma before {following} is one too many"
-    return error.msg[:1].lower() + error.msg[1:]
+        return error.pos, 'comments are not allowed; use "description"'
+    # Up to Python 3.12 the parser stops at the bracket, and since then at the comma.
+    place = len(error.doc[: error.pos].rstrip()) - 1 if following in ("]", "}") else error.pos
+    if comma := _COMMA_TOO_MANY.match(error.doc, max(place, 0)):
+        return comma.start(), f"a comma before {comma[1]} is one too many"
+    return error.pos, error.msg[:1].lower() + error.msg[1:]

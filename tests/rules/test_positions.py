@@ -106,8 +106,9 @@ def test_what_pythons_parser_lets_through_is_refused_in_its_place(
 @pytest.mark.parametrize(
     ("text", "line", "column", "words"),
     [
-        ("[1,\n 2,\n]", 3, 1, "a comma before ] is one too many"),
-        ('{"a": 1,}', 1, 9, "a comma before } is one too many"),
+        ("[1,\n 2,\n]", 2, 3, "a comma before ] is one too many"),
+        ('{"a": 1,}', 1, 8, "a comma before } is one too many"),
+        ('{"a": 1 , }', 1, 9, "a comma before } is one too many"),
         ("['a']", 1, 2, 'double quotes (")'),
         ("{'a': 1}", 1, 2, 'double quotes (")'),
         ("// rules\n[]", 1, 1, 'comments are not allowed; use "description"'),
