@@ -25,6 +25,12 @@ from nfpkd.rules.positions import Document
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
+@pytest.fixture(autouse=True)
+def no_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no group nfpkd, which this machine may have, and which tells what is right."""
+    monkeypatch.setattr(grp, "getgrnam", {}.__getitem__)
+
+
 def rule(name: str = "ssh", **fields: object) -> dict[str, object]:
     return {"name": name, "key": "k", "port": 22, **fields}
 
