@@ -296,6 +296,24 @@ def check_commands_of_root() -> None:
     expect("doctor finds no fault", [found["what"] for found in findings if found["severity"] == "fault"], [])
 
 
+def check_fail2ban() -> None:
+    run("systemctl", "start", "fail2ban.service")
+    wait_for("the jail", lambda: "Banned IP list" in run("fail2ban-client", "status", "nfpkd", check=False))
+    # In parallel: one after the other they would not come too often here.
+    too_often = f"for i in 1 2 3 4 5 6; do nfpkd knock {SERVER} --tag DOOR --key-file {HERE}/key & done; wait"
+
+    def is_banned() -> bool:
+        run("ip", "netns", "exec", "client", "sh", "-c", too_often)
+        time.sleep(3)
+        return CLIENT in run("fail2ban-client", "status", "nfpkd")
+
+    wait_for("the ban", is_banned)
+    expect("Fail2Ban bans who knocks too often", is_open(UNGUARDED, CLIENT), False)
+    expect("... and nobody else", is_open(UNGUARDED, STRANGER))
+    run("systemctl", "stop", "fail2ban.service")
+    expect("... until it ends", is_open(UNGUARDED, CLIENT))
+
+
 def check_denials() -> None:
     # What was tried above by aa-exec was python3's.
     denied = r'apparmor="DENIED".* profile="nfpkd".* comm="nfpkd"'
@@ -324,6 +342,7 @@ def first_boot() -> None:
     check_watchdog()
     check_upgrade(session)
     check_commands_of_root()
+    check_fail2ban()
     check_denials()
     check_stop()
     write_rules(text="[{]")
