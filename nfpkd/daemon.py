@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import time
@@ -176,6 +177,10 @@ class Daemon:
             log_event(logging.WARNING, "rules_warning", str(warning))
         if self._helper is not None:
             self._helper.reload()
+        # What lives as long as the rules need not be searched for garbage, over and over, while packets
+        # wait: with 10,000 rules that was 0.1 s of a reload.
+        gc.collect()
+        gc.freeze()
 
     def _keep_as_good(self, loaded: Loaded) -> None:
         """Have the next start find what is enforced now."""

@@ -14,12 +14,11 @@ import click
 import pytest
 from click.testing import Result
 
-from nfpkd import cli
 from nfpkd.cli import guard
 from nfpkd.errors import KernelError
 from nfpkd.firewall import kernel
 from nfpkd.firewall.firewall import Firewall
-from support.commands import invoke
+from support.commands import COMMANDS, invoke
 from support.fake_kernel import FakeKernel
 
 
@@ -91,7 +90,7 @@ def test_options_come_from_the_environment(actions: Path) -> None:
 
 FORMATS = {
     name: option.type.choices
-    for name, command in cli.main.commands.items()
+    for name, command in COMMANDS.items()
     for option in command.params
     if "--format" in option.opts and isinstance(option.type, click.Choice)
 }
@@ -103,7 +102,7 @@ def test_a_format_that_the_environment_asks_of_another_command_stops_none(
     monkeypatch: pytest.MonkeyPatch, name: str, asked: str
 ) -> None:
     monkeypatch.setenv("NFPKD_FORMAT", asked)
-    form = cli.main.commands[name].make_context(name, []).params["form"]
+    form = COMMANDS[name].make_context(name, []).params["form"]
     assert form == (asked if asked in FORMATS[name] else "text")
 
 
@@ -285,9 +284,9 @@ def test_version() -> None:
     assert invoke("--version").stdout.startswith("nfpkd, version ")
 
 
-@pytest.mark.parametrize("command", sorted(cli.main.commands))
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_explained(command: str) -> None:
-    assert cli.main.commands[command].help
-    for parameter in cli.main.commands[command].params:
+    assert COMMANDS[command].help
+    for parameter in COMMANDS[command].params:
         record = parameter.to_info_dict()
         assert record["param_type_name"] == "argument" or record.get("help")

@@ -12,17 +12,17 @@ import click
 import pytest
 
 import nfpkd
-from nfpkd import cli
 from nfpkd.knock import profiles
 from nfpkd.rules.model import format_tag
 from nfpkd.rules.schema import load_schema
 from nfpkd.verifier.judge import Outcome
+from support.commands import COMMANDS
 from support.required import find_program
 
 FOLDER = Path(__file__).parents[1] / "contrib" / "man"
 PAGES = {path.name: path.read_text() for path in sorted(FOLDER.iterdir())}
 SOURCES = [ast.parse(path.read_text()) for path in sorted(Path(nfpkd.__file__).parent.rglob("*.py"))]
-COMMANDS = {name: command for name, command in cli.main.commands.items() if not command.hidden}
+VISIBLE = {name: command for name, command in COMMANDS.items() if not command.hidden}
 SHARED = ["--help", "-h"]
 
 
@@ -85,25 +85,25 @@ def calls(name: str) -> Iterator[ast.Call]:
 
 
 def test_every_command_is_there_and_no_other() -> None:
-    assert set(split(PAGES["nfpkd.8"], "Ss")) == COMMANDS.keys()
+    assert set(split(PAGES["nfpkd.8"], "Ss")) == VISIBLE.keys()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", VISIBLE)
 def test_options_are_those_of_the_command(command: str) -> None:
-    assert options_in(page_of(command)) - set(SHARED) == options_of(COMMANDS[command])
+    assert options_in(page_of(command)) - set(SHARED) == options_of(VISIBLE[command])
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", VISIBLE)
 def test_every_option_is_explained(command: str) -> None:
     explained = {option for title in items(page_of(command)) for option in options_in(f".{title}")}
     shared = {option for title in items(PAGES["nfpkd.8"]) for option in options_in(title)}
-    assert options_of(COMMANDS[command]) <= explained | shared
+    assert options_of(VISIBLE[command]) <= explained | shared
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", VISIBLE)
 def test_choices_and_defaults_are_told(command: str) -> None:
     told = page_of(command) + split(PAGES["nfpkd.8"], "Sh")["SHARED OPTIONS"]
-    for option in COMMANDS[command].params:
+    for option in VISIBLE[command].params:
         if isinstance(option, click.Option):
             if isinstance(option.type, click.Choice):
                 assert set(option.type.choices) <= named(told, "Cm")
@@ -114,7 +114,7 @@ def test_choices_and_defaults_are_told(command: str) -> None:
 
 
 def test_options_outside_of_commands_are_real() -> None:
-    everywhere = {option for command in COMMANDS.values() for option in options_of(command)}
+    everywhere = {option for command in VISIBLE.values() for option in options_of(command)}
     # A group's own version option is made by click.
     known = everywhere | {"--version"} | set(SHARED)
     for page in PAGES.values():
@@ -135,10 +135,10 @@ def test_every_environment_variable_is_there_and_no_other() -> None:
 
 
 def test_a_variable_stands_for_its_option() -> None:
-    for command in COMMANDS:
+    for command in VISIBLE:
         page = PAGES[f"nfpkd-{command}.1"] if f"nfpkd-{command}.1" in PAGES else PAGES["nfpkd.8"]
         told = items(split(page, "Sh")["ENVIRONMENT"])
-        for option in COMMANDS[command].params:
+        for option in VISIBLE[command].params:
             if option.envvar:
                 assert options_in(told[f"Ev {option.envvar}"]) <= set(option.opts)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import click
 import pytest
 
-from nfpkd import cli
 from nfpkd.errors import RulesError
 from nfpkd.rules.loader import SERVICE_GROUP, load_rules
+from support.commands import COMMANDS
 from support.required import find_program
 
 CONTRIB = Path(__file__).parents[1] / "contrib"
@@ -45,7 +45,7 @@ def nfpkd_commands() -> list[list[str]]:
 @pytest.mark.parametrize("words", nfpkd_commands(), ids=" ".join)
 def test_a_unit_starts_nfpkd_as_it_can_be_started(words: list[str]) -> None:
     name, *rest = words
-    command = cli.main.commands[name]
+    command = COMMANDS[name]
     # Raises click.UsageError for an option that is none.
     command.make_context(name, rest, resilient_parsing=False)
 
@@ -58,7 +58,7 @@ def test_the_daemon_asks_at_the_socket_that_is_there() -> None:
     (path,) = settings("nfpkd-triggers.socket", "ListenSequentialPacket")
     (environment,) = settings("nfpkd.service", "Environment")
     assert environment == f"NFPKD_TRIGGER_SOCKET={path}"
-    run = cli.main.commands["run"]
+    run = COMMANDS["run"]
     (option,) = [option for option in run.params if option.name == "trigger_socket"]
     assert isinstance(option, click.Option)
     assert option.envvar == "NFPKD_TRIGGER_SOCKET"

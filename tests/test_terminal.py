@@ -17,12 +17,12 @@ from pathlib import Path
 import click
 import pytest
 
-from nfpkd import cli
 from nfpkd.cli import progress as progress_module
 from nfpkd.cli.progress import progress
 from nfpkd.cli.shared import paint
 from nfpkd.demo.process import NFPKD
 from nfpkd.text import Role
+from support.commands import COMMANDS
 from support.terminal import run_on_terminal
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -87,9 +87,9 @@ def test_every_role_stands_out(role: Role) -> None:
     assert click.unstyle(painted) == "text"
 
 
-@pytest.mark.parametrize("command", sorted(cli.main.commands))
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_not_coloured(command: str) -> None:
-    assert "\x1b" not in cli.main.commands[command].get_help(click.Context(cli.main.commands[command]))
+    assert "\x1b" not in COMMANDS[command].get_help(click.Context(COMMANDS[command]))
 
 
 # Progress

@@ -6,12 +6,12 @@ needs next to nothing.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any, NoReturn
 
 import click
 
-from nfpkd.cli import client, doctor, guard, importing, people, rules
 from nfpkd.cli.shared import EXIT_REFUSED, EXIT_RULES, may_use_colours, paint
 from nfpkd.errors import KernelError, KnockError, NfpkdError, ProfileError, RulesError, StateError
 from nfpkd.text import Role
@@ -25,8 +25,37 @@ _EXIT_CODES: dict[type[NfpkdError], int] = {
 }
 
 
+# Where each command is: a module here, and what it is called in it.
+_COMMANDS = {
+    "apply": ("guard", "apply"),
+    "check": ("rules", "check"),
+    "confirm": ("guard", "confirm"),
+    "demo": ("guard", "demo"),
+    "doctor": ("doctor", "doctor"),
+    "grant": ("people", "grant"),
+    "import": ("importing", "import_rules"),
+    "keygen": ("rules", "keygen"),
+    "knock": ("client", "knock"),
+    "revoke": ("people", "revoke"),
+    "rollback": ("guard", "rollback"),
+    "run": ("guard", "run"),
+    "status": ("guard", "status"),
+    "teardown": ("guard", "teardown"),
+}
+
+
 class _Commands(click.Group):
     """A group whose commands end with one plain line, and the right exit code, for every expected error."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (as click has it)
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  (as click has it)
+        if cmd_name not in _COMMANDS:
+            return None
+        module, name = _COMMANDS[cmd_name]
+        found: click.Command = getattr(importlib.import_module(f"nfpkd.cli.{module}"), name)
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         if not may_use_colours():
@@ -56,22 +85,3 @@ def main() -> None:
     Exit codes: 0 done, 1 the rules, or the client's profiles, are wrong, 2 wrong usage, 3 the kernel, the network
     or a missing privilege refused.
     """
-
-
-for command in (
-    rules.check,
-    rules.keygen,
-    importing.import_rules,
-    guard.apply,
-    guard.run,
-    guard.confirm,
-    guard.rollback,
-    guard.status,
-    people.grant,
-    people.revoke,
-    guard.teardown,
-    doctor.doctor,
-    guard.demo,
-    client.knock,
-):
-    main.add_command(command)

@@ -114,9 +114,7 @@ def knock(
     from dataclasses import replace
 
     from nfpkd.knock.client import find_addresses, send_knock
-    from nfpkd.knock.connect import connect_behind_knock
     from nfpkd.knock.profiles import Profile, find_profile
-    from nfpkd.knock.relay import relay
     from nfpkd.rules.model import format_tag
 
     if (name is None) == (host_option is None):
@@ -141,6 +139,9 @@ def knock(
         sent = send(addresses[0])
         news = f"knock sent to {sent.address} port {sent.port}/udp with tag {format_tag(profile.tag)}"
     else:
+        from nfpkd.knock.connect import connect_behind_knock
+        from nfpkd.knock.relay import relay
+
         with connect_behind_knock(addresses, profile.connect, send, say=_say) as connection:
             if proxy is not None:
                 relay(connection, _STDIN, _STDOUT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import socket
 import time
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class SentKnock(NamedTuple):
 
 def make_knock(key: Secret, tag: bytes, port: int, *, old: bool = False) -> bytes:
     """Return a fresh knock to *port*, stamped now."""
-    return encode_knock(key.reveal(), tag, port, int(time.time()), secrets.token_bytes(RANDOM_LENGTH), old=old)
+    return encode_knock(key.reveal(), tag, port, int(time.time()), os.urandom(RANDOM_LENGTH), old=old)
 
 
 def find_addresses(host: str, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[Address]:
@@ -57,6 +57,8 @@ def send_knock(address: Address, key: Secret, tag: bytes, *, port: int | None = 
     Raises KnockError if the network refuses.
     """
     if port is None:
+        import secrets
+
         port = 1 + secrets.randbelow(65535)
     payload = make_knock(key, tag, port, old=old)
     try:

@@ -6,20 +6,20 @@ client, ``~/.ipt_pkd.ini``, is read as that client reads it.
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import os
 import re
-import shlex
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nfpkd.errors import Problem, ProfileError
 from nfpkd.knock.keys import find_exposure
 from nfpkd.rules.model import DEFAULT_TAG, Secret, is_odd_hex, parse_key, parse_tag
+
+if TYPE_CHECKING:
+    from configparser import RawConfigParser
 
 # Ten thousand profiles fit.
 _MAX_FILE_SIZE = 4 * 1024 * 1024
@@ -159,6 +159,9 @@ def _read_text(file: BinaryIO, path: Path) -> str:
 
 
 def _parse_toml(text: str, path: Path) -> dict[str, Any]:
+    # Who has no such file need not wait for its parser; the same holds below.
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -168,7 +171,9 @@ def _parse_toml(text: str, path: Path) -> dict[str, Any]:
         raise ProfileError([Problem(str(path), 0, 0, "is not TOML")]) from None
 
 
-def _parse_ini(text: str, path: Path) -> configparser.RawConfigParser:
+def _parse_ini(text: str, path: Path) -> RawConfigParser:
+    import configparser
+
     parser = configparser.RawConfigParser(strict=False, inline_comment_prefixes=(";",), empty_lines_in_values=False)
     try:
         parser.read_string(text)
@@ -252,6 +257,8 @@ def _parse_file(value: object, path: Path) -> Path:
 def _parse_command(value: object, _: Path) -> tuple[str, ...]:
     words = value
     if isinstance(value, str):
+        import shlex
+
         try:
             words = shlex.split(value)
         except ValueError:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import click
 from click.testing import CliRunner, Result
 
 from nfpkd import cli
+
+_CONTEXT = click.Context(cli.main)
+COMMANDS = {
+    name: command for name in cli.main.list_commands(_CONTEXT) if (command := cli.main.get_command(_CONTEXT, name))
+}
 
 
 def invoke(*arguments: object, **options: Any) -> Result:
