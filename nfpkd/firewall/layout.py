@@ -128,7 +128,6 @@ def _rules(source_limit: int) -> Iterator[Rule]:
 
     local = nft.match(nft.fib_type_of_destination(), _FOR_THIS_HOST)
     not_local = nft.match(nft.fib_type_of_destination(), _FOR_THIS_HOST, "!=")
-    new = nft.match(nft.ct("state"), "new", "in")
     gated = nft.match(_SERVICE, f"@{GATED}")
     gated_on = nft.match(_SERVICE_ON, f"@{GATED_ON}")
 

@@ -93,7 +93,7 @@ def test_a_source_is_limited_before_the_verifier_is_asked() -> None:
 def test_the_gate_lets_in_before_it_refuses() -> None:
     comments = [rule.comment for rule in rules("gate")]
     refusal = comments.index("the rest is refused")
-    # What belongs to a connection is let in before anything is looked up, and a route, which costs most, after all that.
+    # What belongs to a connection is let in before anything is looked up; a route, which costs most, comes last.
     cheap = ["answers to this host", "established connections stay", *["granted by a knock"] * 2]
     assert comments[:5] == [*cheap, "not for this host"]
     assert max(comments.index(c) for c in ("from where everything is let in", "other kinds of grants")) < refusal
