@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,6 +88,6 @@ def _read_line(descriptor: int, where: str) -> str:
 
 def _decode(line: bytes, where: str) -> str:
     try:
-        return line.decode("utf-8-sig").rstrip("\r")
+        return line.removeprefix(BOM_UTF8).decode().rstrip("\r")
     except UnicodeDecodeError:
         raise KnockError(f"{where}: cannot be read as text") from None

@@ -116,7 +116,9 @@ class ReplayBook:
         way to the disk while they open something: the end of a process loses nothing that is
         written, and after the end of a machine stamps from before its next boot are refused.
         """
-        memory = self._memories.setdefault(key, ReplayMemory())
+        memory = self._memories.get(key)
+        if memory is None:
+            memory = self._memories[key] = ReplayMemory()
         cutoff = memory.cutoff
         freshness = memory.admit(digest, time, oldest_valid)
         if freshness is Freshness.FRESH:

@@ -166,7 +166,9 @@ class Verifier:
             return
         self._news += [one for one in judged if not _is_accepted(one)]
         now = time.monotonic()
-        wanted = [grant for rule, source in accepted for grant in make_grants(rule, source, rule.window)]
+        # Who knocks more than once in a wake-up is let in once.
+        opened = {(rule.name, source): rule for rule, source in accepted}
+        wanted = [grant for (_, source), rule in opened.items() for grant in make_grants(rule, source, rule.window)]
         try:
             if any(self._ledger.outlasts(grant, now) for grant in wanted) and not self._adopt_grants():
                 self.repair("the table is gone")
