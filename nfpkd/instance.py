@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
+import pwd
 import socket
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from nfpkd.errors import KernelError
+from nfpkd.logs import log_event
+from nfpkd.privileges import has_net_admin
 
 # An abstract Unix socket belongs to the network namespace, as the table does,
 # and goes with its process, however that ends.
 _NAME = "\0nfpkd"
+# Whom the packages make.
+SERVICE_USER = "nfpkd"
 _UCRED = struct.Struct("=iII")
 _TIMEVAL = struct.Struct("@ll")
 # Before the lock's holder gets to it.
@@ -32,15 +39,22 @@ class InstanceLock:
     """Held by `nfpkd run`: a second one would fight the first over the table."""
 
     def __init__(self) -> None:
-        """Take the lock; raises KernelError, naming the process that holds it."""
+        """Take the lock; raises KernelError, naming the process that holds it.
+
+        Every user of the host could take its name.  Who may not run nfpkd does not keep it from
+        running; then only the packet queue tells two of them apart, which takes a privilege.
+        """
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.bind(_NAME)
         except OSError:
-            self._socket.close()
-            holder = find_instance()
-            who = f" (process {holder})" if holder else ""
-            raise KernelError(f"nfpkd is already running here{who}", "stop that one first") from None
+            if (process := find_instance()) is not None:
+                self._socket.close()
+                raise KernelError(f"nfpkd is already running here (process {process})", "stop that one first") from None
+            text = "a process that is no nfpkd has the name of its lock: going on without it, and without a status"
+            log_event(logging.WARNING, "lock_taken", text, name=_NAME.replace("\0", "@"))
+            # Any that is free: nobody will ask there.
+            self._socket.bind("")
         self._socket.setblocking(False)
         self._socket.listen(_MOST_ASKING)
         self._answer = b""
@@ -73,9 +87,18 @@ class InstanceLock:
 def find_instance() -> int | None:
     """Return the process id of the `nfpkd run` of this network namespace, or None if there is none."""
     with contextlib.suppress(OSError), _ask() as sock:
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        return int(_UCRED.unpack(credentials)[0])
+        process, user, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        # The service cannot see what others may do, and any of them could take the name.
+        return int(process) if user in _find_users() or has_net_admin(process) else None
     return None
+
+
+def _find_users() -> set[int]:
+    """Return who runs nfpkd, if anybody does: root, who also begins with ``--user``; the service; whoever asks."""
+    users = {0, os.geteuid()}
+    with contextlib.suppress(KeyError):
+        users.add(pwd.getpwnam(SERVICE_USER).pw_uid)
+    return users
 
 
 def find_report() -> Report | None:

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import pwd
+import re
 import resource
 import struct
 from pathlib import Path
@@ -33,6 +34,22 @@ _HEADER = struct.Struct("=Ii")
 _SETS = struct.Struct("=6I")
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def has_net_admin(process: int | None = None) -> bool:
+    """Whether *process*, or this one, may change the firewall of its network namespace; False for one that is gone.
+
+    What somebody else may do counts only if it is so on this host, and not in a user namespace of theirs.
+    """
+    own = Path("/proc/self")
+    theirs = own if process is None else Path(f"/proc/{process}")
+    try:
+        found = re.search(r"^CapEff:\s*([0-9a-f]+)", (theirs / "status").read_text(), re.MULTILINE)
+        if process is not None and (theirs / "uid_map").read_text() != (own / "uid_map").read_text():
+            return False
+    except OSError:
+        return False
+    return found is not None and bool(int(found[1], 16) >> CAP_NET_ADMIN & 1)
 
 
 def give_up_privileges(user: str = "") -> None:

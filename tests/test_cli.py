@@ -14,9 +14,9 @@ import click
 import pytest
 from click.testing import Result
 
+from nfpkd import privileges
 from nfpkd.cli import guard
 from nfpkd.errors import KernelError
-from nfpkd.firewall import kernel
 from nfpkd.firewall.firewall import Firewall
 from support.commands import COMMANDS, invoke
 from support.fake_kernel import FakeKernel
@@ -263,7 +263,7 @@ def test_what_the_last_good_does_not_go_with(actions: Path, command: str, option
 def test_a_dry_run_without_the_privilege_is_checked_by_nfpkd_alone(
     actions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "has_net_admin", lambda: False)
+    monkeypatch.setattr(privileges, "has_net_admin", lambda: False)
     write(actions, SSH)
     result = invoke("apply", "--dry-run", "--actions", str(actions))
     assert result.exit_code == 0

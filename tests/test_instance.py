@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import secrets
 import socket
 import threading
@@ -40,6 +41,44 @@ def test_a_second_one_is_turned_away_and_told_who_is_first(lock: InstanceLock) -
     lock.release()
     InstanceLock().release()
     assert find_instance() is None
+
+
+@pytest.fixture
+def squatter(name: str) -> Iterator[socket.socket]:
+    """Somebody else's socket of this name."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.bind(name)
+        yield sock
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_who_may_not_run_it_keeps_nobody_from_running(
+    squatter: socket.socket, listens: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(instance, "_find_users", set)
+    monkeypatch.setattr(instance, "has_net_admin", lambda _: False)
+    if listens:
+        squatter.listen()
+    lock = InstanceLock()
+    assert "a process that is no nfpkd has the name of its lock" in caplog.text
+    assert find_instance() is None
+    # It may be asked for, where nobody asks.
+    lock.answer()
+    lock.release()
+
+
+@pytest.mark.usefixtures("lock")
+def test_whoever_may_change_the_firewall_may_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instance, "_find_users", set)
+    monkeypatch.setattr(instance, "has_net_admin", lambda process: process == os.getpid())
+    assert find_instance() == os.getpid()
+
+
+def test_root_the_service_and_who_asks_may_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instance, "SERVICE_USER", "nobody")
+    assert instance._find_users() == {0, os.geteuid(), pwd.getpwnam("nobody").pw_uid}
+    monkeypatch.setattr(instance, "SERVICE_USER", "no such user")
+    assert instance._find_users() == {0, os.geteuid()}
 
 
 @pytest.mark.usefixtures("lock")

@@ -332,8 +332,8 @@ def _arm(seconds: int) -> None:
 
 def _print_plan(actions: Path, rules: tuple[Rule, ...], options: Options) -> None:
     """Print what `apply` would send; without the privilege to ask the kernel, what it would send to an empty one."""
-    from nfpkd.firewall.kernel import has_net_admin
     from nfpkd.firewall.ruleset import compile_ruleset, transaction_to
+    from nfpkd.privileges import has_net_admin
 
     if has_net_admin():
         transaction = open_firewall().plan(rules, options)

@@ -20,11 +20,12 @@ from nfpkd.firewall.foreign import (
     Ruleset,
     find_references,
 )
-from nfpkd.firewall.kernel import Kernel, NftablesKernel, has_net_admin
+from nfpkd.firewall.kernel import Kernel, NftablesKernel
 from nfpkd.firewall.layout import TABLE
 from nfpkd.firewall.nft import Json, Table
 from nfpkd.firewall.sessions import list_open_sessions
 from nfpkd.firewall.state import State
+from nfpkd.privileges import has_net_admin
 from nfpkd.rules.loader import Loaded, find_rule_files, load_rules
 from nfpkd.rules.model import Service
 from nfpkd.verifier.listeners import Listener, find_queue_listeners

@@ -7,7 +7,6 @@ import json
 import re
 import threading
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from nfpkd.errors import KernelError, NetlinkError
@@ -17,7 +16,7 @@ from nfpkd.firewall.compat import CompatQueue
 from nfpkd.firewall.elements import pack_grants
 from nfpkd.firewall.nft import Json, Table, Transaction
 from nfpkd.firewall.outline import read_outline
-from nfpkd.privileges import CAP_NET_ADMIN
+from nfpkd.privileges import has_net_admin
 
 _PRIVILEGE_REMEDY = "nfpkd needs CAP_NET_ADMIN: run it with sudo"
 _QUEUE_REMEDY = (
@@ -215,10 +214,3 @@ def _refusal(error: str) -> KernelError:
     first = next((line for line in error.splitlines() if line.strip()), "no reason given")
     reason = re.sub(r"^internal:\S+ (Error: )?", "", first)
     return KernelError(f"the kernel refused the ruleset: {reason}")
-
-
-def has_net_admin() -> bool:
-    """Whether this process may change the firewall of its network namespace."""
-    status = Path("/proc/self/status").read_text()
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
-    return found is not None and bool(int(found[1], 16) >> CAP_NET_ADMIN & 1)

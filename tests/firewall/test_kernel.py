@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from nfpkd.errors import KernelError, NetlinkError
 from nfpkd.firewall import kernel as kernel_module
 from nfpkd.firewall import layout, nft
-from nfpkd.firewall.kernel import NftablesKernel, has_net_admin
+from nfpkd.firewall.kernel import NftablesKernel
 from nfpkd.firewall.layout import TABLE
 from nfpkd.firewall.nft import Json, Table, Transaction
 
@@ -145,22 +144,6 @@ def test_a_refusal_is_told_by_its_first_line(
     with pytest.raises(KernelError) as caught:
         kernel.apply(Transaction((PLAIN,)))
     assert caught.value.reason.endswith(f": {shown}")
-
-
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        ("Name:\tnfpkd\nCapEff:\t000001ffffffffff\n", True),
-        ("CapEff:\t0000000000001000\n", True),
-        ("CapEff:\t0000000000000fff\n", False),
-        ("CapEff:\t0000000000000000\nCapBnd:\t000001ffffffffff\n", False),
-        ("", False),
-    ],
-)
-def test_has_net_admin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, expected: bool) -> None:
-    (tmp_path / "status").write_text(status)
-    monkeypatch.setattr(kernel_module, "Path", lambda _: tmp_path / "status")
-    assert has_net_admin() is expected
 
 
 # check and list

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -112,3 +114,41 @@ def test_a_user_that_is_not_there_is_named(network: Network, actions: Actions) -
     assert done.returncode == 3
     assert "there is no user 'no-such-user'" in done.stderr
     assert os.geteuid() == 0
+
+
+# Takes the name as anybody could; as root of a user namespace, too, where the kernel lets everybody make one.
+SQUATTER = """
+import ctypes, os, socket, sys
+socket_ = socket.socket(socket.AF_UNIX)
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+if sys.argv[1] == "namespace":
+    # CLONE_NEWUSER; Python has no unshare before 3.12.
+    if ctypes.CDLL(None).unshare(0x10000000):
+        sys.exit("no user namespace")
+socket_.bind("\\0nfpkd")
+socket_.listen()
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("where", ["host", "namespace"])
+def test_nobody_else_can_keep_it_from_running(network: Network, actions: Actions, where: str) -> None:
+    actions.write("door.json", rule("door", PORT))
+    squatter = network.server.start(
+        [sys.executable, "-c", SQUATTER, where], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with squatter:
+        assert squatter.stdout is not None
+        assert squatter.stdout.readline() == "taken\n"
+        with running(network, actions) as run:
+            knock(network.client, SERVER4)
+            run.wait_for("knock accepted")
+            assert any("a process that is no nfpkd has the name of its lock" in line for line in run.lines)
+            # The packet queue still tells two of them apart.
+            second = network.nfpkd("run", *run_options(actions), "--state-dir", "none")
+            assert second.returncode == 3
+            assert "queue 0 is used by another process" in second.stderr
+        squatter.communicate("")
