@@ -177,6 +177,7 @@ class Daemon:
             log_event(logging.WARNING, "rules_warning", str(warning))
         if self._helper is not None:
             self._helper.reload()
+        self._windows.close_others({rule.name for rule in loaded.rules})
         # What lives as long as the rules need not be searched for garbage, over and over, while packets
         # wait: with 10,000 rules that was 0.1 s of a reload.
         gc.collect()

@@ -41,6 +41,8 @@ class Helper:
         self._directory = directory
         self._strict_modes = strict_modes
         self._rules: dict[str, Rule] | None = None
+        # Those that had a window: it ends with its rule, of which the files know nothing then.
+        self._opened: dict[str, Rule] = {}
         self._pool = ThreadPoolExecutor(AT_ONCE)
         self._unfinished: set[Future[None]] = set()
 
@@ -61,13 +63,13 @@ class Helper:
         try:
             if len(self._unfinished) >= AT_ONCE + MAX_WAITING:
                 raise TriggerError("too many commands are waiting")
-            rule = self._find_rule(message.rule)
+            rule = self._find_rule(message)
         except TriggerError as error:
             _log_failure(message, error)
             return
         self._unfinished.add(self._pool.submit(_run, message, rule))
 
-    def _find_rule(self, name: str) -> Rule:
+    def _find_rule(self, message: Message) -> Rule:
         if self._rules is None:
             # Many a helper never runs a command, and the loader is most of its size.
             from nfpkd.rules.loader import load_rules
@@ -78,9 +80,13 @@ class Helper:
                 # The daemon has said what is wrong, and goes on by the rules of before.
                 raise TriggerError("the rule files have errors") from None
             self._rules = {rule.name: rule for rule in loaded.rules}
-        if name not in self._rules:
+        before = self._opened if message.event is Event.CLOSE else {}
+        rule = self._rules.get(message.rule) or before.get(message.rule)
+        if rule is None:
             raise TriggerError("there is no such rule")
-        return self._rules[name]
+        if rule.trigger.close_command:
+            self._opened[rule.name] = rule
+        return rule
 
 
 def _run(message: Message, rule: Rule) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from nfpkd.triggers.message import Event
 from nfpkd.verifier.verifier import Opened
@@ -30,7 +30,8 @@ class Windows:
     def opened(self, knock: Opened) -> None:
         """Run the rule's command, and see to the end of its window."""
         rule, source = knock
-        if rule.trigger.command:
+        if rule.trigger.command or rule.trigger.close_command:
+            # Also where there is nothing to run yet: who runs the other one is to know it by then.
             self._run(Event.OPEN, rule.name, source)
         if rule.trigger.close_command:
             self._forget(rule.name, source)
@@ -39,6 +40,12 @@ class Windows:
             loop = asyncio.get_running_loop()
             timer = loop.call_later(rule.window, self._close, rule.name, source)
             self._timers[rule.name, source] = timer
+
+    def close_others(self, names: Collection[str]) -> None:
+        """End the windows of all rules but *names*: with their rules, their grants are gone."""
+        for rule, source in tuple(self._timers):
+            if rule not in names:
+                self._close(rule, source)
 
     def close_all(self) -> None:
         """End every window now: nfpkd is going, and nobody else would."""

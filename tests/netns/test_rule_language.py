@@ -338,6 +338,19 @@ def test_a_knock_runs_a_command_and_the_end_of_its_window_another(
         assert network.state().grants == ()
 
 
+def test_an_open_window_is_closed_when_its_rule_is_removed(network: Network, actions: Actions) -> None:
+    """Also where no command has run before, and the files have been read again meanwhile."""
+    door = rule("door", PORT, window=600, **{"close-command": ["/bin/echo", "closed"]})
+    file = actions.write("door.json", door)
+    with running(network, actions) as run:
+        knock(network.client, SERVER4)
+        run.wait_for("knock accepted")
+        actions.write("other.json", rule("other", PORT + 1, key="another key"))
+        run.wait_for("rules reloaded")
+        file.unlink()
+        run.wait_for("output=closed")
+
+
 def test_open_windows_are_closed_when_nfpkd_ends(network: Network, actions: Actions) -> None:
     door = rule("door", PORT, window=600, **{"close-command": ["/bin/echo", "closed"]})
     actions.write("door.json", door)
