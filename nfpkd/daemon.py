@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,8 @@ class Daemon:
             # What refuses to begin leaves a guard of before as it is.
             self._begin(loaded)
             loop = asyncio.get_running_loop()
+            # One thread reads and writes files, one after the other.
+            loop.set_default_executor(ThreadPoolExecutor(1))
             loop.add_reader(lock.fileno(), lock.answer)
             stack.callback(loop.remove_reader, lock.fileno())
             await self._serve(queue, monitor)
