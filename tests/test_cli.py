@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import subprocess
@@ -18,6 +19,8 @@ from nfpkd import privileges
 from nfpkd.cli import guard
 from nfpkd.errors import KernelError
 from nfpkd.firewall.firewall import Firewall
+from nfpkd.rules import loader
+from nfpkd.rules.loader import load_rules
 from support.commands import COMMANDS, invoke
 from support.fake_kernel import FakeKernel
 
@@ -290,3 +293,17 @@ def test_every_option_is_explained(command: str) -> None:
     for parameter in COMMANDS[command].params:
         record = parameter.to_info_dict()
         assert record["param_type_name"] == "argument" or record.get("help")
+
+
+def test_nothing_is_searched_for_garbage_while_rules_are_read(actions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(actions, SSH)
+    enabled = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        enabled.append(gc.isenabled())
+        return load_rules(*arguments, **options)
+
+    monkeypatch.setattr(loader, "load_rules", load)
+    assert invoke("check", "--actions", actions).exit_code == 0
+    assert enabled == [False]
+    assert gc.isenabled()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -135,10 +137,23 @@ def may_use_colours() -> bool:
 def load(actions: Path, strict_modes: bool, places: list[PlacedRule] | None = None) -> Loaded:
     from nfpkd.rules.loader import load_rules
 
+    click.get_current_context().with_resource(_no_collections())
     with progress("reading the rule files"):
         loaded = load_rules(actions, strict_modes=strict_modes, places=places)
     warn(loaded.warnings)
     return loaded
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Have nothing searched for garbage: what rules become stays, and of 100,000 it took a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def warn(warnings: Iterable[Problem]) -> None:
