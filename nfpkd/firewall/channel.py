@@ -15,17 +15,15 @@ from typing import NamedTuple
 
 from nfpkd.errors import NetlinkError
 from nfpkd.firewall.netlink import (
-    HEADER,
     NETLINK_NETFILTER,
-    NFGENMSG,
     NFNL_SUBSYS_NFTABLES,
     NFPROTO_INET,
     iterate_messages,
+    pack_message,
 )
 
 NLM_F_CREATE = 0x400
 NLM_F_APPEND = 0x800
-_NLM_F_REQUEST = 0x001
 _NLM_F_ACK = 0x004
 _NLM_F_DUMP = 0x300
 _NLM_F_DUMP_INTR = 0x010
@@ -69,14 +67,14 @@ class Channel:
 
         Raises OSError for the first refusal, and then nothing is done.
         """
-        batch = [self._pack(_NFNL_MSG_BATCH_BEGIN, _NLM_F_REQUEST, 0, NFNL_SUBSYS_NFTABLES, b"")]
+        batch = [self._pack(_NFNL_MSG_BATCH_BEGIN, 0, 0, NFNL_SUBSYS_NFTABLES, b"")]
         first = self._sequence + 1
         for message in messages:
-            flags = _NLM_F_REQUEST | _NLM_F_ACK | message.flags
+            flags = _NLM_F_ACK | message.flags
             batch.append(self._pack(_nf_tables(message.kind), flags, NFPROTO_INET, 0, message.attributes))
         last = self._sequence
         if commit:
-            batch.append(self._pack(_NFNL_MSG_BATCH_END, _NLM_F_REQUEST, 0, NFNL_SUBSYS_NFTABLES, b""))
+            batch.append(self._pack(_NFNL_MSG_BATCH_END, 0, 0, NFNL_SUBSYS_NFTABLES, b""))
         self._socket.send(b"".join(batch))
         answers = 0
         while answers < len(messages):
@@ -90,7 +88,7 @@ class Channel:
 
         Raises OSError as the kernel refuses, and NetlinkError, at the end, if they changed meanwhile.
         """
-        self._socket.send(self._pack(_nf_tables(kind), _NLM_F_REQUEST | _NLM_F_DUMP, NFPROTO_INET, 0, attributes))
+        self._socket.send(self._pack(_nf_tables(kind), _NLM_F_DUMP, NFPROTO_INET, 0, attributes))
         asked = self._sequence
         interrupted = False
         while True:
@@ -109,8 +107,7 @@ class Channel:
 
     def _pack(self, kind: int, flags: int, family: int, resource: int, body: bytes) -> bytes:
         self._sequence += 1
-        content = NFGENMSG.pack(family, 0, socket.htons(resource)) + body
-        return HEADER.pack(HEADER.size + len(content), kind, flags, self._sequence, 0) + content
+        return pack_message(kind, flags, family, resource, body, self._sequence)
 
 
 def read_errors(answer: bytes, sequences: range) -> list[int]:

@@ -7,8 +7,8 @@
     `---------------- nlmsghdr ----------------'`--------- nfgenmsg ---------'
 
 An attribute is its length (header included), its type and its value, padded to
-4 bytes.  The headers are in the machine's byte order, numbers in attributes in
-the network's.
+4 bytes.  The headers are in the machine's byte order, numbers in attributes, and the
+resource, in the network's.
 
 Sources: linux/netlink.h, linux/netfilter/nfnetlink.h.
 """
@@ -22,15 +22,22 @@ from typing import NamedTuple
 from nfpkd.errors import NetlinkError
 
 HEADER = struct.Struct("=IHHII")
-NFGENMSG = struct.Struct("=BBH")
+NFGENMSG = struct.Struct(">BBH")
 ATTRIBUTE = struct.Struct("=HH")
 
 NETLINK_NETFILTER = 12
 NFNL_SUBSYS_NFTABLES = 10
 NFPROTO_INET = 1
+_NLM_F_REQUEST = 0x001
 
 _NLA_F_NESTED = 0x8000
 _ATTRIBUTE_TYPE = 0x3FFF
+
+
+def pack_message(kind: int, flags: int, family: int, resource: int, body: bytes, sequence: int = 0) -> bytes:
+    """Return a request of netfilter's; *body* is its attributes."""
+    content = NFGENMSG.pack(family, 0, resource) + body
+    return HEADER.pack(HEADER.size + len(content), kind, _NLM_F_REQUEST | flags, sequence, 0) + content
 
 
 def pad(length: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from netfilterqueue import NetfilterQueue, Packet
 
 from nfpkd.errors import KernelError
-from nfpkd.firewall.netlink import HEADER, NFGENMSG, pack_attribute
+from nfpkd.firewall.netlink import pack_attribute, pack_message
 from nfpkd.verifier.listeners import find_queue_listeners
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ _VERDICT = struct.Struct(">II")
 # linux/netfilter.h
 _NF_DROP = 0
 _NF_ACCEPT = 1
-_NLM_F_REQUEST = 1
 
 # A packet from its IP header on, and the index of the interface it came in by; returns whether it may go on.
 Handler = Callable[[bytes, int], bool]
@@ -116,9 +115,8 @@ class PacketQueue:
         if not self._unanswered:
             return
         verdict = _VERDICT.pack(_NF_ACCEPT if self._accepts else _NF_DROP, self._last)
-        body = NFGENMSG.pack(socket.AF_UNSPEC, 0, socket.htons(self._number))
-        body += pack_attribute(_NFQA_VERDICT_HDR, verdict)
-        self._socket.send(HEADER.pack(HEADER.size + len(body), _VERDICT_BATCH, _NLM_F_REQUEST, 0, 0) + body)
+        attribute = pack_attribute(_NFQA_VERDICT_HDR, verdict)
+        self._socket.send(pack_message(_VERDICT_BATCH, 0, socket.AF_UNSPEC, self._number, attribute))
         self._unanswered = 0
 
 
