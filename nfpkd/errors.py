@@ -10,6 +10,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 
+def reason_of(error: OSError) -> str:
+    """Return what the system says of *error*, to stand within a sentence."""
+    return (error.strerror or str(error)).lower()
+
+
 class NfpkdError(Exception):
     """Base of every error that nfpkd raises on purpose."""
 

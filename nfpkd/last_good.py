@@ -21,7 +21,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from nfpkd.errors import KernelError, RulesError, StateError
+from nfpkd.errors import KernelError, RulesError, StateError, reason_of
 from nfpkd.firewall.nft import Transaction
 from nfpkd.firewall.ruleset import Options, compile_ruleset, transaction_to
 from nfpkd.logs import log_event
@@ -62,7 +62,7 @@ class LastGood:
                 os.close(directory)
         except OSError as error:
             raise StateError(
-                f"the last good rules cannot be kept in {self.path}: {_reason(error)}", 'choose another "--state-dir"'
+                f"the last good rules cannot be kept in {self.path}: {reason_of(error)}", 'choose another "--state-dir"'
             ) from None
 
     def load_guard(self) -> Transaction | None:
@@ -98,7 +98,7 @@ class LastGood:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._unusable(_reason(error)) from None
+            raise self._unusable(reason_of(error)) from None
         if digest.decode(errors="replace") != _digest(data):
             raise self._unusable("the file is damaged")
         try:
@@ -178,7 +178,3 @@ def _unlink(directory: int) -> None:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -15,6 +15,7 @@ import click
 import pytest
 
 from nfpkd.errors import RulesError
+from nfpkd.instance import SERVICE_USER
 from nfpkd.rules.loader import SERVICE_GROUP, load_rules
 from support.commands import COMMANDS
 from support.required import find_program
@@ -70,7 +71,7 @@ def test_the_user_is_the_one_that_is_made_and_looked_for() -> None:
     assert settings("nfpkd-guard.service", "User") == [user]
     assert settings("nfpkd-triggers.socket", "SocketUser") == [user]
     assert TEXTS["nfpkd.sysusers"].split()[:2] == ["u", user]
-    assert user == SERVICE_GROUP
+    assert user == SERVICE_GROUP == SERVICE_USER
     assert f":root :{user} " in TEXTS["nfpkd.tmpfiles"]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nfpkd.cli.shared import EXIT_RULES, count, make_key
-from nfpkd.errors import Problem, RulesError
+from nfpkd.errors import Problem, RulesError, reason_of
 
 if TYPE_CHECKING:
     from nfpkd.importing.kinds import Kind
@@ -70,7 +70,7 @@ def _read_texts(path: Path) -> Iterator[tuple[str, str]]:
             with file.open("rb") as stream:
                 data = stream.read(MAX_FILE_SIZE + 1)
         except OSError as error:
-            problems.append(Problem(str(file), 0, 0, (error.strerror or str(error)).lower()))
+            problems.append(Problem(str(file), 0, 0, reason_of(error)))
             continue
         yield str(file), decode_text(str(file), data)
     if problems:

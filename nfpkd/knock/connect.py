@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from nfpkd.errors import KnockError
+from nfpkd.errors import KnockError, reason_of
 from nfpkd.knock.client import Address
 
 # How long a connection is waited for behind each knock, long enough for the
@@ -57,7 +57,7 @@ def connect_behind_knock(
         try:
             return _connect(address, port, seconds)
         except OSError as error:
-            reason = "no answer" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
+            reason = "no answer" if isinstance(error, TimeoutError) else reason_of(error)
         if waits:
             say(f"{address} port {port}/tcp: {reason}; knocking again")
             time.sleep(max(0.0, until - time.monotonic()))

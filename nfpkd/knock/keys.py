@@ -8,7 +8,7 @@ from codecs import BOM_UTF8
 from collections.abc import Sequence
 from pathlib import Path
 
-from nfpkd.errors import KnockError
+from nfpkd.errors import KnockError, reason_of
 
 # A key is at most 82 characters long; a file without line ends is no key file.
 _MAX_LINE = 4096
@@ -32,7 +32,7 @@ def read_key_file(path: Path) -> str:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise KnockError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise KnockError(f"{path}: {reason_of(error)}") from None
 
 
 def read_key_descriptor(descriptor: int) -> str:
@@ -43,7 +43,7 @@ def read_key_descriptor(descriptor: int) -> str:
     try:
         return _read_line(descriptor, f"descriptor {descriptor}")
     except OSError as error:
-        raise KnockError(f"descriptor {descriptor}: {(error.strerror or str(error)).lower()}") from None
+        raise KnockError(f"descriptor {descriptor}: {reason_of(error)}") from None
 
 
 def run_key_command(command: Sequence[str]) -> str:

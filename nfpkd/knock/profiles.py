@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from nfpkd.errors import Problem, ProfileError
+from nfpkd.errors import Problem, ProfileError, reason_of
 from nfpkd.knock.keys import find_exposure
 from nfpkd.rules.model import DEFAULT_TAG, Secret, is_odd_hex, parse_key, parse_tag
 
@@ -139,7 +139,7 @@ def _find(name: str, path: Path, parse: Callable[[str, Path], Mapping[str, Profi
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise refuse((error.strerror or str(error)).lower()) from None
+        raise refuse(reason_of(error)) from None
     profiles = parse(text, path)
     fault = find_exposure(path, info, holds_keys=any(profile.key is not None for profile in profiles.values()))
     if profiles and fault:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from nfpkd.errors import Problem, RulesError
+from nfpkd.errors import Problem, RulesError, reason_of
 from nfpkd.rules.build import BuiltFile, PlacedRule, build_rules, find_conflicts
 from nfpkd.rules.model import Rule
 from nfpkd.rules.positions import Document
@@ -206,7 +206,7 @@ def decode_text(name: str, data: bytes) -> str:
 
 
 def _os_problem(path: Path, error: OSError, *, is_folder: bool = False) -> Problem:
-    reason = (error.strerror or str(error)).lower()
+    reason = reason_of(error)
     remedy = ""
     if isinstance(error, FileNotFoundError):
         remedy = ': create it, or say where the rules are with "--actions"'

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from nfpkd.errors import TriggerError
+from nfpkd.errors import TriggerError, reason_of
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -51,7 +51,7 @@ def check_command(path: str) -> None:
         for place in _places_on_the_way(program):
             _check_writers(place)
     except OSError as error:
-        raise TriggerError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise TriggerError(f"{path}: {reason_of(error)}") from None
 
 
 def _places_on_the_way(path: Path) -> Iterator[Path]:

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nfpkd.errors import RulesError, TriggerError
+from nfpkd.errors import RulesError, TriggerError, reason_of
 from nfpkd.logs import log_event, set_up_logging
 from nfpkd.privileges import forbid_new_privileges
 from nfpkd.rules.model import Rule, format_tag
@@ -151,7 +151,7 @@ def _execute(
             **identity,
         )
     except OSError as error:
-        raise TriggerError(f"{argv[0]}: {(error.strerror or str(error)).lower()}") from None
+        raise TriggerError(f"{argv[0]}: {reason_of(error)}") from None
     with process:
         tail = _Tail(process)
         in_time = tail.follow(timeout)

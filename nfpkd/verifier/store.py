@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from nfpkd.errors import StateError
+from nfpkd.errors import StateError, reason_of
 from nfpkd.verifier.replay import NOTHING_CUT_OFF, Changes, KeyId, ReplayMemory
 
 FILE_NAME = "replay.db"
@@ -71,7 +71,7 @@ class ReplayStore:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise _unusable(directory, (error.strerror or str(error)).lower()) from None
+            raise _unusable(directory, reason_of(error)) from None
         self._path = directory / FILE_NAME
         try:
             self._open_or_begin_anew()
